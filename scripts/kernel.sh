@@ -1,0 +1,236 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# kernel.sh paths            KDIR= and BZIMAGE_STOCK=, the same before and after building
+# kernel.sh build            the stock and the patched kernel, where they are not up to date
+# kernel.sh fusedax-check    fs/fuse of the patched source with CONFIG_FUSE_DAX=y and =n
+# kernel.sh check-kdir DIR   can famfs.ko be built against DIR?
+# kernel.sh check-config FRAGMENT CONFIG
+#
+# Cache layout, under $CACHE/linux-7.2/:
+#   SOURCE/                  pristine source; .famfs-source, written last, holds its version
+#   SOURCE-DIGEST/           hard links to it, patched; DIGEST covers fragment and patches
+#   SOURCE-DIGEST/build/     KDIR; .famfs-built, written last, holds all that it was built from
+# SOURCE is `debian`, or `src-DIGEST` of the path in KERNEL_SRC. kbuild uses
+# relative paths where the output directory lies in the source directory, so
+# the patched kernel starts as a copy of the stock one and compiles only what
+# the patches touch.
+
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+FRAGMENT=$ROOT/qemu/kernel-$SERIES.config
+PATCHES=("$ROOT/patches/linux-$SERIES"/*.patch)
+[ -e "${PATCHES[0]}" ] || PATCHES=()
+HOME_DIR=$CACHE/linux-$SERIES
+KMAKE=$ROOT/scripts/kmake
+LOG=$HOME_DIR/build.log
+
+if [ -n "${KERNEL_SRC:-}" ]; then
+	KERNEL_SRC=$(realpath -e "$KERNEL_SRC" 2>/dev/null) || die "KERNEL_SRC: no such directory"
+	SOURCE=$HOME_DIR/src-$(printf %s "$KERNEL_SRC" | digest)
+else
+	SOURCE=$HOME_DIR/debian
+fi
+
+# tree [PATCH...]: where the source with these patches is built.
+tree() {
+	echo "$SOURCE-$(cat "$FRAGMENT" "$@" | digest)"
+}
+
+STOCK=$(tree)
+PATCHED=$(tree "${PATCHES[@]}")
+
+# --- the source --------------------------------------------------------------
+
+# A changed file in KERNEL_SRC is another source.
+fingerprint() {
+	(cd "$KERNEL_SRC" && find . -name .git -prune -o -type f -printf '%P %s %T@\n') |
+		sort | digest
+}
+
+check_version() {
+	local version
+	version=$(make -s -C "$1" kernelversion 2>/dev/null) ||
+		die "$2 is not a Linux source tree"
+	case $version in
+	"$SERIES" | "$SERIES".* | "$SERIES"-*) echo "$version" ;;
+	*) die "$2 is Linux $version, the patches are for $SERIES" ;;
+	esac
+}
+
+copy_user_source() {
+	local version
+	version="$(check_version "$KERNEL_SRC" "KERNEL_SRC=$KERNEL_SRC") $(fingerprint)"
+	[ "$(cat "$SOURCE/.famfs-source" 2>/dev/null)" != "$version" ] || return 0
+	say "copying $KERNEL_SRC"
+	rm -rf "$SOURCE"
+	mkdir -p "$SOURCE"
+	rsync -a --exclude /.git "$KERNEL_SRC/" "$SOURCE/"
+	run_logged "$LOG" "$KMAKE" -C "$SOURCE" mrproper ||
+		die "make mrproper failed in the copy of $KERNEL_SRC: see $LOG"
+	echo "$version" >"$SOURCE/.famfs-source"
+}
+
+fetch_debian_source() {
+	[ ! -e "$SOURCE/.famfs-source" ] || return 0
+	local get=$HOME_DIR/download deb
+	say "fetching Debian's linux-source-$SERIES"
+	rm -rf "$get" "$SOURCE"
+	mkdir -p "$get" "$SOURCE"
+	(cd "$get" && "$ROOT/scripts/apt-private.sh" trixie trixie-backports -- download "linux-source-$SERIES") ||
+		die "no kernel source: make it reachable, or bring a $SERIES tree with KERNEL_SRC=DIR or a built one with KDIR=DIR"
+	deb=$(echo "$get"/*.deb)
+	dpkg-deb --fsys-tarfile "$deb" | tar -xO --wildcards "./usr/src/linux-source-$SERIES.tar.xz" |
+		tar -xJ -C "$SOURCE" --strip-components=1 || die "cannot unpack $deb"
+	check_version "$SOURCE" "$deb" >/dev/null
+	dpkg-deb -f "$deb" Version >"$SOURCE/.famfs-source"
+	rm -rf "$get"
+}
+
+get_source() {
+	if [ -n "${KERNEL_SRC:-}" ]; then copy_user_source; else fetch_debian_source; fi
+}
+
+# --- the trees ---------------------------------------------------------------
+
+toolchain() {
+	local bindgen=${BINDGEN:-$TOOLS/bin/bindgen}
+	[ -x "$bindgen" ] || bindgen=bindgen
+	"${RUSTC:-/usr/bin/rustc}" -V
+	"$bindgen" --version
+	"clang${LLVM--19}" --version | head -n 1
+}
+
+# built_from TREE: what TREE/build is made of, as its stamp says it.
+built_from() {
+	echo "source $(cat "$SOURCE/.famfs-source")"
+	echo "tree ${1##*/}"
+	toolchain
+}
+
+up_to_date() {
+	[ "$(cat "$1/build/.famfs-built" 2>/dev/null)" = "$(built_from "$1")" ]
+}
+
+# make_tree TREE [PATCH...]: a source tree without a build directory.
+make_tree() {
+	local tree=$1 patch
+	shift
+	rm -rf "$tree"
+	cp -al "$SOURCE" "$tree"
+	for patch in "$@"; do
+		# patch(1) replaces files, so the pristine source's stay as they are.
+		run_logged "$LOG" patch -d "$tree" -p1 --forward --no-backup-if-mismatch -i "$patch" ||
+			die "${patch#"$ROOT/"} does not apply to Linux $(cat "$SOURCE/.famfs-source"): $(patch_reason)"
+	done
+}
+
+patch_reason() {
+	awk '/^patching file/ { f = $3 } /FAILED|can.t find file|Reversed|malformed/ { print (f ? f ": " : "") $0; exit }' "$LOG"
+}
+
+# Every line of the fragment must have taken effect: `olddefconfig` drops in
+# silence what has an unmet dependency.
+check_config() {
+	local fragment=$1 config=$2 line symbol now
+	while read -r line; do
+		case $line in
+		CONFIG_*=*) symbol=${line%%=*} ;;
+		"# CONFIG_"*" is not set") symbol=${line#\# } symbol=${symbol%% *} ;;
+		*) continue ;;
+		esac
+		now=$(grep -E "^(# )?$symbol(=| is not set)" "$config") || now="# $symbol is not set"
+		[ "$now" = "$line" ] ||
+			die "${fragment#"$ROOT/"} wants '$line', but the kernel's configuration has '$now': a dependency is missing, or the symbol is gone"
+	done <"$fragment"
+}
+
+configure() {
+	cp "$FRAGMENT" "$1/.config"
+	run_logged "$LOG" "$KMAKE" -C "${1%/*}" O="$1" olddefconfig ||
+		die "make olddefconfig failed: see $LOG"
+	check_config "$FRAGMENT" "$1/.config"
+}
+
+# build TREE NAME: compiles TREE/build and stamps it.
+build() {
+	local tree=$1 name=$2 out=$1/build
+	say "building the $name kernel (log: $LOG)"
+	mkdir -p "$out"
+	rm -f "$out/.famfs-built"
+	configure "$out"
+	run_logged "$LOG" nice "$KMAKE" -C "$tree" O="$out" -j"$(nproc)" bzImage modules modules_prepare ||
+		die "building the $name kernel failed: $(grep -m 1 -E 'error(\[|:)|Error ' "$LOG" || tail -n 1 "$LOG") (see $LOG)"
+	built_from "$tree" >"$out/.famfs-built"
+}
+
+build_all() {
+	lock kernel
+	get_source
+	if up_to_date "$STOCK" && up_to_date "$PATCHED"; then
+		return 0
+	fi
+	# Patches first: one that does not apply should not cost a build.
+	[ "$PATCHED" = "$STOCK" ] || up_to_date "$PATCHED" || make_tree "$PATCHED" "${PATCHES[@]}"
+	if ! up_to_date "$STOCK"; then
+		make_tree "$STOCK"
+		build "$STOCK" stock
+	fi
+	if ! up_to_date "$PATCHED"; then
+		cp -a --reflink=auto "$STOCK/build" "$PATCHED/build"
+		build "$PATCHED" patched
+	fi
+}
+
+# --- checks ------------------------------------------------------------------
+
+check_kdir() {
+	local dir=$1 need
+	[ -d "$dir" ] || die "KDIR=$dir: no such directory"
+	for need in include/generated/rustc_cfg rust/libkernel.rmeta rust/libmacros.so Module.symvers; do
+		[ -e "$dir/$need" ] ||
+			die "KDIR=$dir lacks $need: it must be a built kernel tree with CONFIG_RUST=y (a headers package will not do)"
+	done
+}
+
+# fuse_objects OUT y|n
+fuse_objects() {
+	local out=$1 dax=$2
+	"$PATCHED/scripts/config" --file "$out/.config" -d RUST -e VIRTIO_FS \
+		"$([ "$dax" = y ] && echo -e || echo -d)" FUSE_DAX
+	run_logged "$LOG" "$KMAKE" -C "$PATCHED" O="$out" olddefconfig
+	if [ "$dax" = y ]; then
+		grep -qx CONFIG_FUSE_DAX=y "$out/.config" || die "CONFIG_FUSE_DAX=y did not take effect"
+	fi
+	run_logged "$LOG" nice "$KMAKE" -C "$PATCHED" O="$out" -j"$(nproc)" prepare ||
+		die "make prepare for CONFIG_FUSE_DAX=$dax failed: see $LOG"
+	run_logged "$LOG" nice "$KMAKE" -C "$PATCHED" O="$out" -j"$(nproc)" W=1e fs/fuse/ ||
+		die "fs/fuse with CONFIG_FUSE_DAX=$dax does not compile without warnings: $(grep -m 1 -E '(error|warning):' "$LOG") (see $LOG)"
+}
+
+fusedax_check() {
+	local out=$PATCHED/fuse
+	LOG=$HOME_DIR/fuse.log
+	lock kernel
+	up_to_date "$PATCHED" || die "the patched kernel is not built: make kernel"
+	[ "$(cat "$out/.famfs-built" 2>/dev/null)" != "$(built_from "$PATCHED")" ] || return 0
+	rm -rf "$out"
+	mkdir -p "$out"
+	cp "$FRAGMENT" "$out/.config"
+	fuse_objects "$out" y
+	fuse_objects "$out" n
+	built_from "$PATCHED" >"$out/.famfs-built"
+}
+
+case ${1:-} in
+paths)
+	echo "KDIR=$PATCHED/build"
+	echo "BZIMAGE_STOCK=$STOCK/build/arch/x86/boot/bzImage"
+	;;
+build) build_all ;;
+fusedax-check) fusedax_check ;;
+check-kdir) check_kdir "$2" ;;
+check-config) check_config "$2" "$3" ;;
+*) die "usage: kernel.sh paths|build|fusedax-check|check-kdir DIR|check-config FRAGMENT CONFIG" ;;
+esac
