@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# The menu; the work is in scripts/, cargo and kbuild. kbuild prefers the Kbuild
+# beside this file, so `make -C $KDIR M=$PWD` works without it.
+
+TOPOLOGY ?= cxl
+
+paths := $(shell scripts/kernel.sh paths)
+path_of = $(patsubst $(1)=%,%,$(filter $(1)=%,$(paths)))
+
+ifdef KDIR
+kernel_step := scripts/kernel.sh check-kdir $(KDIR)
+else
+KDIR := $(call path_of,KDIR)
+kernel_step := scripts/kernel.sh build
+endif
+BZIMAGE ?= $(KDIR)/arch/x86/boot/bzImage
+BZIMAGE_STOCK ?= $(call path_of,BZIMAGE_STOCK)
+SYSTEM_MAP ?= $(KDIR)/System.map
+KO := $(CURDIR)/rust/famfs.ko
+KUNIT_KO := $(CURDIR)/kunit/famfs_kunit.ko
+FAMFS := $(CURDIR)/userspace/target/x86_64-unknown-linux-gnu/release/famfs
+INITRD := $(CURDIR)/qemu/target/guest/initrd.cpio
+outputs := KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
+
+# Targets and flags that the caller's environment may set would move the outputs.
+unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET RUSTFLAGS
+export $(outputs)
+
+# .cargo/config.toml is found from the working directory, hence cd. An old cargo
+# may precede a usable one on PATH; which is known only after `packages`.
+cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
+harness = $(call cargo,qemu) run --release --quiet --
+
+.PHONY: help all packages kernel fusedax-check modules userspace harness demo shell \
+	test lint where tools clean distclean
+
+help:
+	@echo 'famfs-rs: shared memory as files'
+	@echo
+	@echo '  make demo        boot an emulated CXL machine and show famfs at work'
+	@echo '                   (TOPOLOGY=pmem: plain memory, faster)'
+	@echo '  make test        everything there is to test; ends with "N passed, N failed"'
+	@echo '  make shell       the same guest with a shell, the file system mounted'
+	@echo
+	@echo '  make all         kernel, modules and userspace'
+	@echo '  make kernel      Linux 7.2 with patches/, into the cache'
+	@echo '                   (KERNEL_SRC=DIR: from this source; KDIR=DIR: use this built tree)'
+	@echo '  make modules     famfs.ko and the KUnit module'
+	@echo '  make userspace   the famfs binary'
+	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
+	@echo '  make -s where    NAME=path of each thing that is built'
+	@echo '  make packages    what this machine needs (as root: installs it)'
+	@echo '  make tools       cargo-make, for the task graph in Makefile.toml'
+	@echo '  make clean       what was built in this tree; distclean: the cache as well'
+	@echo
+	@echo 'A first run fetches and builds a kernel: about 15 minutes on two cores.'
+
+all: modules userspace
+
+packages:
+	@scripts/host-packages.sh
+
+kernel: packages
+	@$(kernel_step)
+
+fusedax-check: kernel
+	@scripts/kernel.sh fusedax-check
+
+modules: kernel
+	@scripts/kmake -s -C $(KDIR) M=$(CURDIR) modules
+
+userspace: packages
+	@$(call cargo,userspace) build --release --quiet
+
+harness: packages
+	@$(call cargo,qemu) build --release --quiet
+
+demo: modules userspace
+	@$(harness) demo --topology $(TOPOLOGY)
+
+shell: modules userspace
+	@$(harness) shell --topology $(TOPOLOGY)
+
+lint: kernel
+	@export PATH="$$(scripts/host-packages.sh path)" && scripts/lint.sh
+
+# Builds what it needs itself, so that a build that fails is in the count too.
+test:
+	@scripts/test.sh
+
+where:
+	@$(foreach name,$(outputs),echo '$(name)=$($(name))';)
+
+tools: packages
+	@export PATH="$$(scripts/host-packages.sh path)" && scripts/tools.sh
+
+clean:
+	@-[ ! -e $(KDIR)/Makefile ] || scripts/kmake -s -C $(KDIR) M=$(CURDIR) clean
+	rm -rf userspace/target qemu/target
+
+distclean: clean
+	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/famfs-rs"
