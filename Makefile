@@ -25,7 +25,8 @@ outputs := KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 
 # Targets and flags that the caller's environment may set would move the outputs.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET RUSTFLAGS
-export $(outputs)
+# Not for `test`, which runs make again: there they would look like the user's own.
+demo shell lint: export KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 
 # .cargo/config.toml is found from the working directory, hence cd. An old cargo
 # may precede a usable one on PATH; which is known only after `packages`.
@@ -87,7 +88,7 @@ lint: kernel
 
 # Builds what it needs itself, so that a build that fails is in the count too.
 test:
-	@scripts/test.sh
+	@+scripts/test.sh
 
 where:
 	@$(foreach name,$(outputs),echo '$(name)=$($(name))';)

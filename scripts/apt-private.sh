@@ -74,8 +74,9 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 	suites+=("$1")
 	shift
 done
-[ ${#suites[@]} -gt 0 ] && [ $# -ge 3 ] ||
+if [ ${#suites[@]} -eq 0 ] || [ $# -lt 3 ]; then
 	die "usage: apt-private.sh SUITE... -- download|closure|install PACKAGE..."
+fi
 verb=$2
 shift 2
 
@@ -83,7 +84,7 @@ shift 2
 uri=$(archive)
 [ -n "$uri" ] || die "this machine's apt knows no Debian archive: add one to /etc/apt/sources.list.d and run apt-get update"
 
-dir=$CACHE/apt/$(IFS=+ && echo "${suites[*]}")
+dir=$CACHE/apt/$(printf '%s\n' "${suites[@]}" | paste -sd +)
 log=$dir/log
 lock apt
 write_config "$dir"

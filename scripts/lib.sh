@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # the scripts that source this file use its variables
 # Sourced by the other scripts: what they all share.
 
 set -euo pipefail
@@ -8,7 +9,6 @@ export LC_ALL=C
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/famfs-rs
 TOOLS=$CACHE/tools
-# shellcheck disable=SC2034 # used by the scripts that source this file
 SERIES=7.2
 
 die() {
