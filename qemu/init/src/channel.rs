@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guest's clean line to the harness: the second serial port, where no kernel message can fall between. It
+//! carries KTAP; what is not a result is a KTAP comment with one of three prefixes that the harness knows.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use rustix::termios::{tcgetattr, tcsetattr, OptionalActions};
+
+const PORT: &str = "/dev/ttyS1";
+
+pub struct Channel {
+    port: File,
+}
+
+impl Channel {
+    pub fn open() -> Result<Self> {
+        let port = OpenOptions::new().read(true).write(true).open(PORT).context(PORT)?;
+        let mut termios = tcgetattr(&port).context(PORT)?;
+        termios.make_raw();
+        tcsetattr(&port, OptionalActions::Now, &termios).context(PORT)?;
+        Ok(Self { port })
+    }
+
+    /// One line of KTAP. A failing port can be told to nobody, and the harness sees the silence.
+    pub fn line(&mut self, text: &str) {
+        let _ = self.port.write_all(format!("{text}\n").as_bytes());
+    }
+
+    /// What is done next, so that a hang can be named.
+    pub fn step(&mut self, text: &str) {
+        self.comment("step", text);
+    }
+
+    /// A line for the user's screen.
+    pub fn say(&mut self, text: &str) {
+        self.comment("say", text);
+    }
+
+    /// Why the test before it failed, or why the guest gives up.
+    pub fn why(&mut self, text: &str) {
+        self.comment("why", text);
+    }
+
+    /// The last line of a guest that went through its whole plan.
+    pub fn done(&mut self) {
+        self.line("# done");
+    }
+
+    fn comment(&mut self, kind: &str, text: &str) {
+        for line in text.lines() {
+            self.line(&format!("# {kind}: {line}"));
+        }
+    }
+}

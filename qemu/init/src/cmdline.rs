@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The plan of a guest, as the harness wrote it into the kernel command line.
+
+use anyhow::{bail, Context, Result};
+
+/// What the guest is booted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Test,
+    Demo,
+    Shell,
+}
+
+/// Where the guest's dax devices come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Nothing to set up.
+    None,
+    /// That many pmem regions, one devdax namespace on each.
+    Pmem(usize),
+    /// One region over one CXL type-3 device.
+    Cxl,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub mode: Mode,
+    pub memory: Memory,
+    /// Names of the scenarios to run, in this order.
+    pub scenarios: Vec<String>,
+    /// Only tests whose full name contains this.
+    pub only: String,
+}
+
+impl Plan {
+    pub fn read() -> Result<Self> {
+        let text = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let value = |key: &str| {
+            text.split_ascii_whitespace()
+                .filter_map(|word| word.split_once('='))
+                .find(|(name, _)| *name == key)
+                .map(|(_, value)| value)
+        };
+        Ok(Self {
+            mode: match value("famfs.mode") {
+                Some("test") => Mode::Test,
+                Some("demo") => Mode::Demo,
+                Some("shell") => Mode::Shell,
+                other => bail!("famfs.mode={other:?} on the kernel command line: expected test, demo or shell"),
+            },
+            memory: match value("famfs.memory") {
+                Some("none") => Memory::None,
+                Some("pmem1") => Memory::Pmem(1),
+                Some("pmem2") => Memory::Pmem(2),
+                Some("cxl") => Memory::Cxl,
+                other => bail!("famfs.memory={other:?}: expected none, pmem1, pmem2 or cxl"),
+            },
+            scenarios: value("famfs.scenarios").unwrap_or("").split(',').map(str::to_owned).collect(),
+            only: value("famfs.only").unwrap_or("").to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_plan() {
+        let plan = Plan::parse("console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x\n").unwrap();
+        assert_eq!((plan.mode, plan.memory), (Mode::Test, Memory::Pmem(2)));
+        assert_eq!((plan.scenarios, plan.only), (vec!["a".into(), "b".into()], "x".into()));
+    }
+
+    #[test]
+    fn refuses_an_unknown_memory() {
+        assert!(Plan::parse("famfs.mode=test famfs.memory=pmem9").is_err());
+    }
+}

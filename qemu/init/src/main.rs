@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guests' only program of ours: PID 1, the test runner it starts, and the small processes that tests send into
+//! faults. One static binary, so that the image needs nothing else to run a test.
+
+mod channel;
+mod cmdline;
+mod dax;
+mod demo;
+mod pid1;
+mod raw;
+mod runner;
+mod scenarios;
+mod shell;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    if std::process::id() == 1 {
+        return pid1::main();
+    }
+    match args.next().as_deref() {
+        Some("run") => runner::main(),
+        other => {
+            eprintln!("guest init: unknown role {other:?}; it is started by the kernel or by itself");
+            ExitCode::from(2)
+        }
+    }
+}

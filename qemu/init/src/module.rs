@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Kernel modules: load, unload, is it there.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::io::Errno;
+use rustix::system::{delete_module, finit_module};
+
+pub const FAMFS: &str = "/lib/famfs/famfs.ko";
+pub const FAMFS_KUNIT: &str = "/lib/famfs/famfs_kunit.ko";
+
+/// The inner result is finit_module's own answer.
+pub fn insmod(path: &str) -> Result<Result<(), Errno>> {
+    let file = File::open(path).with_context(|| format!("{path} (not in the image: give its path to the harness)"))?;
+    Ok(finit_module(&file, c"", 0))
+}
+
+pub fn rmmod(name: &str) -> Result<(), Errno> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+    delete_module(&name, libc::O_NONBLOCK)
+}
+
+pub fn is_loaded(name: &str) -> bool {
+    Path::new("/sys/module").join(name).exists()
+}
+
+/// Loads famfs.ko unless an earlier test left it loaded.
+pub fn ensure_famfs() -> Result<()> {
+    if is_loaded("famfs") {
+        return Ok(());
+    }
+    insmod(FAMFS)?.context("insmod famfs.ko")
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Carries the plan out: sets the memory up, then runs the tests, the demo or the shell.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::process::ExitCode;
+
+use anyhow::{anyhow, Result};
+
+use crate::channel::Channel;
+use crate::cmdline::{Mode, Plan};
+use crate::dax::{self, DaxDev};
+use crate::scenarios::{self, Skip, Test};
+use crate::{demo, shell};
+
+/// What tests get to work with.
+pub struct Guest {
+    pub devices: Vec<DaxDev>,
+}
+
+pub fn main() -> ExitCode {
+    let mut channel = match Channel::open() {
+        Ok(channel) => channel,
+        Err(error) => {
+            eprintln!("guest init: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match carry_out(&mut channel) {
+        Ok(()) => {
+            channel.done();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            channel.why(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(channel: &mut Channel) -> Result<()> {
+    let plan = Plan::read()?;
+    channel.step("set up the dax devices");
+    if plan.mode == Mode::Demo {
+        return demo::run(channel, &plan);
+    }
+    let guest = Guest { devices: dax::set_up(plan.memory)? };
+    match plan.mode {
+        Mode::Shell => shell::run(&guest),
+        _ => run_tests(channel, &plan, &guest),
+    }
+}
+
+fn run_tests(channel: &mut Channel, plan: &Plan, guest: &Guest) -> Result<()> {
+    let tests = scenarios::select(&plan.scenarios, &plan.only)?;
+    channel.line("KTAP version 1");
+    channel.line(&format!("1..{}", tests.len()));
+    for (index, (name, test)) in tests.iter().enumerate() {
+        channel.step(name);
+        let number = index + 1;
+        match run_one(*test, guest, channel) {
+            Ok(()) => channel.line(&format!("ok {number} {name}")),
+            Err(error) => match error.downcast_ref::<Skip>() {
+                Some(Skip(reason)) => channel.line(&format!("ok {number} {name} # SKIP {reason}")),
+                None => {
+                    channel.line(&format!("not ok {number} {name}"));
+                    channel.why(&format!("{error:#}"));
+                }
+            },
+        }
+    }
+    Ok(())
+}
+
+/// A panic in a test is that test's failure and nobody else's.
+fn run_one(test: Test, guest: &Guest, channel: &mut Channel) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| test(guest, channel))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(anyhow!("panicked: {}", text.unwrap_or("without a message")))
+    })
+}

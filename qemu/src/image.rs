@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guest image: an uncompressed cpio archive (unpacking a compressed one costs seconds under emulation).
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use cpio::newc::{trailer, Builder};
+
+const S_IFDIR: u32 = 0o040000;
+const S_IFREG: u32 = 0o100000;
+const S_IFLNK: u32 = 0o120000;
+const S_IFCHR: u32 = 0o020000;
+
+const FOLDERS: [&str; 9] = ["dev", "proc", "sys", "tmp", "run", "mnt", "root", "usr", "etc"];
+/// Names under which the famfs binary acts as its verbs.
+const FAMFS_LINKS: [&str; 3] = ["mkfs.famfs", "mount.famfs", "fsck.famfs"];
+const TOOLS: [&str; 4] = ["busybox", "cxl", "ndctl", "daxctl"];
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
+/// What goes into the image.
+#[derive(Debug)]
+pub struct Contents {
+    pub init: PathBuf,
+    /// Unpacked Debian packages.
+    pub tools: PathBuf,
+    pub ko: Option<PathBuf>,
+    pub kunit_ko: Option<PathBuf>,
+    pub famfs: Option<PathBuf>,
+}
+
+impl Contents {
+    /// Writes the image to `path`, by way of a temporary file beside it.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let part = path.with_extension("part");
+        let file = File::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
+        let mut archive = Archive { out: BufWriter::new(file), known: BTreeSet::new(), ino: 0 };
+        self.fill(&mut archive)?;
+        archive.finish()?;
+        fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn fill(&self, archive: &mut Archive) -> Result<()> {
+        for folder in FOLDERS {
+            archive.folder(folder)?;
+        }
+        // The kernel opens it before init has mounted devtmpfs.
+        archive.console()?;
+        archive.file("init", &self.init)?;
+        for tool in TOOLS {
+            archive.file(&format!("usr/bin/{tool}"), &self.tools.join("usr/bin").join(tool))?;
+        }
+        archive.link("bin", "usr/bin")?;
+        archive.link("sbin", "usr/bin")?;
+        archive.link("usr/bin/sh", "busybox")?;
+        self.libraries(archive)?;
+        if let Some(famfs) = &self.famfs {
+            archive.file("usr/bin/famfs", famfs)?;
+            for name in FAMFS_LINKS {
+                archive.link(&format!("usr/bin/{name}"), "famfs")?;
+            }
+        }
+        for (name, module) in [("famfs.ko", &self.ko), ("famfs_kunit.ko", &self.kunit_ko)] {
+            if let Some(module) = module {
+                archive.file(&format!("lib/famfs/{name}"), module)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tools' shared libraries: every one that lies directly in the library folder.
+    fn libraries(&self, archive: &mut Archive) -> Result<()> {
+        let folder = self.tools.join(LIBRARIES);
+        let mut entries: Vec<_> = fs::read_dir(&folder)
+            .with_context(|| format!("no guest tools in {}", folder.display()))?
+            .collect::<Result<_, _>>()?;
+        entries.sort_by_key(|entry| entry.file_name());
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let path = format!("{LIBRARIES}/{name}");
+            let kind = entry.file_type()?;
+            if !name.contains(".so") {
+                continue;
+            } else if kind.is_symlink() {
+                archive.link(&path, &fs::read_link(entry.path())?.to_string_lossy())?;
+            } else if kind.is_file() {
+                archive.file(&path, &entry.path())?;
+            }
+        }
+        archive.link("lib64", LIBRARIES)
+    }
+}
+
+struct Archive {
+    out: BufWriter<File>,
+    known: BTreeSet<String>,
+    ino: u32,
+}
+
+impl Archive {
+    fn entry(&mut self, path: &str, mode: u32) -> Result<Builder> {
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.folder(parent)?;
+        }
+        self.known.insert(path.to_owned());
+        self.ino += 1;
+        Ok(Builder::new(path).ino(self.ino).mode(mode).nlink(1))
+    }
+
+    fn folder(&mut self, path: &str) -> Result<()> {
+        if self.known.contains(path) {
+            return Ok(());
+        }
+        let entry = self.entry(path, S_IFDIR | 0o755)?;
+        self.put(entry, &[])
+    }
+
+    fn link(&mut self, path: &str, target: &str) -> Result<()> {
+        let entry = self.entry(path, S_IFLNK | 0o777)?;
+        self.put(entry, target.as_bytes())
+    }
+
+    fn console(&mut self) -> Result<()> {
+        let entry = self.entry("dev/console", S_IFCHR | 0o600)?.rdev_major(5).rdev_minor(1);
+        self.put(entry, &[])
+    }
+
+    fn file(&mut self, path: &str, source: &Path) -> Result<()> {
+        let bytes = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+        let mode = fs::metadata(source)?.permissions().mode() & 0o777;
+        let entry = self.entry(path, S_IFREG | mode)?;
+        self.put(entry, &bytes)
+    }
+
+    fn put(&mut self, entry: Builder, bytes: &[u8]) -> Result<()> {
+        let size = u32::try_from(bytes.len()).context("a file of 4 GiB does not fit into a cpio archive")?;
+        let mut writer = entry.write(&mut self.out, size);
+        writer.write_all(bytes)?;
+        writer.finish()?;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        trailer(self.out)?.flush()?;
+        Ok(())
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Reads a guest's channel: KTAP, and the comments `# step:`, `# say:`, `# why:` and `# done` of the guest's init.
+
+/// What one line of the channel means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// How many results follow at the top level.
+    Plan(usize),
+    Result(TestResult),
+    Step(String),
+    Say(String),
+    Why(String),
+    Done,
+    /// Versions, blank lines, comments of nested suites.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestResult {
+    /// 0 for a result of the guest's own plan, more for one of a nested suite.
+    pub depth: usize,
+    pub name: String,
+    pub outcome: Outcome,
+    /// What stands behind `# SKIP`.
+    pub reason: String,
+}
+
+pub fn parse(line: &str) -> Event {
+    let text = line.trim_end();
+    let body = text.trim_start_matches(' ');
+    let depth = (text.len() - body.len()) / 4;
+    if let Some(comment) = body.strip_prefix("# ") {
+        return parse_comment(comment);
+    }
+    if let Some(result) = parse_result(body, depth) {
+        return Event::Result(result);
+    }
+    match body.strip_prefix("1..").and_then(|count| count.parse().ok()) {
+        Some(count) if depth == 0 => Event::Plan(count),
+        _ => Event::Other,
+    }
+}
+
+fn parse_comment(comment: &str) -> Event {
+    let text = |rest: &str| rest.to_owned();
+    if comment == "done" {
+        Event::Done
+    } else if let Some(rest) = comment.strip_prefix("step: ") {
+        Event::Step(text(rest))
+    } else if let Some(rest) = comment.strip_prefix("say: ") {
+        Event::Say(text(rest))
+    } else if let Some(rest) = comment.strip_prefix("why: ") {
+        Event::Why(text(rest))
+    } else {
+        Event::Other
+    }
+}
+
+fn parse_result(body: &str, depth: usize) -> Option<TestResult> {
+    let (passed, rest) = match body.strip_prefix("not ok ") {
+        Some(rest) => (false, rest),
+        None => (true, body.strip_prefix("ok ")?),
+    };
+    let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+    number.parse::<usize>().ok()?;
+    let (name, directive) = rest.split_once('#').unwrap_or((rest, ""));
+    let skip = directive.trim_start().strip_prefix("SKIP");
+    Some(TestResult {
+        depth,
+        name: name.trim().trim_start_matches("- ").to_owned(),
+        outcome: match (skip, passed) {
+            (Some(_), _) => Outcome::Skipped,
+            (None, true) => Outcome::Passed,
+            (None, false) => Outcome::Failed,
+        },
+        reason: skip.unwrap_or("").trim().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(depth: usize, name: &str, outcome: Outcome, reason: &str) -> Event {
+        Event::Result(TestResult { depth, name: name.into(), outcome, reason: reason.into() })
+    }
+
+    #[test]
+    fn lines_mean_what_ktap_says() {
+        let table = [
+            ("KTAP version 1", Event::Other),
+            ("1..7", Event::Plan(7)),
+            ("    1..3", Event::Other),
+            ("ok 1 contents.read", result(0, "contents.read", Outcome::Passed, "")),
+            ("ok 2 - contents.read", result(0, "contents.read", Outcome::Passed, "")),
+            ("not ok 12 faults.sigbus\r", result(0, "faults.sigbus", Outcome::Failed, "")),
+            ("        not ok 3 parse_short", result(2, "parse_short", Outcome::Failed, "")),
+            ("ok 4 stock.insmod # SKIP no kernel", result(0, "stock.insmod", Outcome::Skipped, "no kernel")),
+            ("not ok 5 x # SKIP", result(0, "x", Outcome::Skipped, "")),
+            ("ok computer", Event::Other),
+            ("# step: boot", Event::Step("boot".into())),
+            ("# why: EIO", Event::Why("EIO".into())),
+            ("# say: hello", Event::Say("hello".into())),
+            ("# done", Event::Done),
+            ("# Subtest: x", Event::Other),
+            ("", Event::Other),
+        ];
+        for (line, event) in table {
+            assert_eq!(parse(line), event, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Builds guest images, boots them in QEMU, collects what they report.
+
+mod console;
+mod guest;
+mod image;
+mod ktap;
+mod qemu;
+mod run;
+mod tools;
+mod topology;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use topology::Topology;
+
+#[derive(Debug, Parser)]
+#[command(about, version)]
+struct Cli {
+    #[command(flatten)]
+    parts: Parts,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// The products that guests are made of; the Makefile sets all of them.
+#[derive(Args, Debug)]
+struct Parts {
+    /// Patched kernel
+    #[arg(long, env = "BZIMAGE")]
+    bzimage: Option<PathBuf>,
+    /// The same kernel without the patch, for the test that the module refuses it
+    #[arg(long, env = "BZIMAGE_STOCK")]
+    bzimage_stock: Option<PathBuf>,
+    /// famfs.ko
+    #[arg(long, env = "KO")]
+    ko: Option<PathBuf>,
+    /// famfs_kunit.ko
+    #[arg(long, env = "KUNIT_KO")]
+    kunit_ko: Option<PathBuf>,
+    /// The famfs binary
+    #[arg(long, env = "FAMFS")]
+    famfs: Option<PathBuf>,
+    /// Where the guest image goes (default: in the cache)
+    #[arg(long, env = "INITRD")]
+    initrd: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Build the guest image and print its path
+    Initrd,
+    /// Show famfs at work, step by step
+    Demo {
+        #[arg(long, env = "TOPOLOGY", default_value = "cxl", value_parser = topology::by_name)]
+        topology: &'static Topology,
+    },
+    /// Boot the demo's guest with a shell, the file system mounted
+    Shell {
+        #[arg(long, env = "TOPOLOGY", default_value = "cxl", value_parser = topology::by_name)]
+        topology: &'static Topology,
+    },
+    /// Run the KUnit and VM tests
+    Test {
+        /// Only tests whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
+    },
+}
+
+fn main() -> ExitCode {
+    match run_verb(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("harness: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_verb(cli: Cli) -> Result<()> {
+    let initrd = build_initrd(&cli.parts)?;
+    let booter = || -> Result<run::Booter> {
+        qemu::check_version()?;
+        Ok(run::Booter {
+            kernel: cli.parts.bzimage.clone().context("no kernel given: set BZIMAGE (make kernel builds one)")?,
+            stock_kernel: cli.parts.bzimage_stock.clone().filter(|path| path.is_file()),
+            initrd: initrd.clone(),
+            logs: tools::cache()?.join("logs"),
+        })
+    };
+    match cli.verb {
+        Verb::Initrd => println!("{}", initrd.display()),
+        Verb::Demo { topology } => run::demo(&booter()?, topology)?,
+        Verb::Shell { topology } => run::shell(&booter()?, topology)?,
+        Verb::Test { only } => run::test(&booter()?, &only)?,
+    }
+    Ok(())
+}
+
+fn build_initrd(parts: &Parts) -> Result<PathBuf> {
+    let path = match &parts.initrd {
+        Some(path) => path.clone(),
+        None => tools::cache()?.join("guest.cpio"),
+    };
+    let contents = image::Contents {
+        init: tools::guest_init()?,
+        tools: tools::guest_tools()?,
+        ko: parts.ko.clone(),
+        kunit_ko: parts.kunit_ko.clone(),
+        famfs: parts.famfs.clone(),
+    };
+    contents.write(&path)?;
+    Ok(path)
+}

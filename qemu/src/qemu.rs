@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Starts QEMU. The console goes to a file, the channel (second serial port) through QEMU's standard output.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{bail, ensure, Context, Result};
+
+use crate::topology::Topology;
+
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// The first QEMU with volatile CXL memory.
+const OLDEST: (u32, u32) = (8, 1);
+
+/// One guest to be started.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    pub topology: &'a Topology,
+    pub kernel: &'a Path,
+    pub initrd: &'a Path,
+    /// `famfs.*` words for the guest's init.
+    pub plan: Vec<String>,
+    /// Where the kernel's log goes.
+    pub console: PathBuf,
+}
+
+impl Machine<'_> {
+    /// A guest whose channel is the child's standard output.
+    pub fn start(&self) -> Result<Child> {
+        let mut command = self.command();
+        command.arg("-serial").arg(format!("file:{}", self.console.display()));
+        command.args(["-chardev", "stdio,id=channel,signal=off", "-serial", "chardev:channel"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().with_context(not_found)
+    }
+
+    /// A guest whose first serial port is the user's terminal, until it powers off.
+    pub fn run_on_terminal(&self) -> Result<()> {
+        let mut command = self.command();
+        command.args(["-chardev", "stdio,id=terminal,mux=on,signal=off", "-serial", "chardev:terminal"]);
+        command.arg("-serial").arg(format!("file:{}", self.console.display()));
+        let status = command.status().with_context(not_found)?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        // With more than one thread, patched code can race with a stale translation (int3 Oops at boot).
+        command.args(["-accel", "tcg,thread=single", "-smp", "2", "-cpu", "max", "-nodefaults", "-no-reboot", "-display", "none"]);
+        command.args(self.topology.qemu);
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initrd);
+        command.arg("-append").arg(self.kernel_command_line());
+        command
+    }
+
+    fn kernel_command_line(&self) -> String {
+        let mut words = vec!["console=ttyS0", "panic=-1", "loglevel=7"];
+        words.extend(self.topology.kernel);
+        let memory = format!("famfs.memory={}", self.topology.memory);
+        words.push(&memory);
+        words.extend(self.plan.iter().map(String::as_str));
+        words.join(" ")
+    }
+}
+
+fn not_found() -> String {
+    format!("cannot run {PROGRAM}: install it (Debian: apt-get install qemu-system-x86)")
+}
+
+/// Refuses a QEMU that is too old for CXL memory, before a guest fails in a way that names nothing.
+pub fn check_version() -> Result<()> {
+    let output = Command::new(PROGRAM).arg("--version").output().with_context(not_found)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    match parse_version(&text) {
+        Some(version) if version >= OLDEST => Ok(()),
+        Some((major, minor)) => bail!(
+            "{PROGRAM} is version {major}.{minor}, {}.{} or newer is needed (Debian 12: apt-get install -t bookworm-backports qemu-system-x86)",
+            OLDEST.0,
+            OLDEST.1
+        ),
+        None => bail!("cannot read the version of {PROGRAM} from {text:?}"),
+    }
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let version = text.split_once("version ")?.1;
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version 7.2.17"), Some((7, 2)));
+        assert_eq!(parse_version("nonsense"), None);
+    }
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machines that guests are booted on, as data.
+
+/// One machine: what QEMU is told, what the kernel is told, what the guest makes of it.
+#[derive(Debug)]
+pub struct Topology {
+    pub name: &'static str,
+    /// QEMU arguments for machine and memory.
+    pub qemu: &'static [&'static str],
+    /// Additions to the kernel command line.
+    pub kernel: &'static [&'static str],
+    /// `famfs.memory=` for the guest's init: how its dax devices are made.
+    pub memory: &'static str,
+}
+
+/// No dax device at all.
+pub const BARE: Topology = Topology {
+    name: "bare",
+    qemu: &["-machine", "q35", "-m", "512M"],
+    kernel: &[],
+    memory: "none",
+};
+
+/// One daxdev on plain memory: the fast one.
+pub const PMEM: Topology = Topology {
+    name: "pmem",
+    qemu: &["-machine", "q35", "-m", "2G"],
+    kernel: &["memmap=384M!1G"],
+    memory: "pmem1",
+};
+
+/// Two daxdevs of different size. The gap keeps the kernel from merging the two ranges.
+pub const PMEM2: Topology = Topology {
+    name: "pmem2",
+    qemu: &["-machine", "q35", "-m", "2G"],
+    kernel: &["memmap=384M!1G", "memmap=256M!1536M"],
+    memory: "pmem2",
+};
+
+/// One CXL type-3 device with volatile memory behind a root port; QEMU emulates every access to it.
+pub const CXL: Topology = Topology {
+    name: "cxl",
+    qemu: &[
+        "-machine",
+        "q35,cxl=on",
+        "-m",
+        "1G,maxmem=8G,slots=4",
+        "-object",
+        "memory-backend-ram,id=vmem0,share=on,size=512M",
+        "-device",
+        "pxb-cxl,bus_nr=12,bus=pcie.0,id=cxl.1",
+        "-device",
+        "cxl-rp,port=0,bus=cxl.1,id=rp0,chassis=0,slot=2",
+        "-device",
+        "cxl-type3,bus=rp0,volatile-memdev=vmem0,id=cxl-vmem0,sn=0x1",
+        "-M",
+        "cxl-fmw.0.targets.0=cxl.1,cxl-fmw.0.size=4G",
+    ],
+    kernel: &[],
+    memory: "cxl",
+};
+
+const ALL: [&Topology; 4] = [&BARE, &PMEM, &PMEM2, &CXL];
+
+/// For clap: the topology of that name.
+pub fn by_name(name: &str) -> Result<&'static Topology, String> {
+    ALL.into_iter().find(|topology| topology.name == name).ok_or_else(|| {
+        let names: Vec<_> = ALL.iter().map(|topology| topology.name).collect();
+        format!("no such topology; there are {}", names.join(", "))
+    })
+}
