@@ -19,8 +19,7 @@ KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # where there are no lists yet.
 archive() {
 	local codename
-	# shellcheck disable=SC1091
-	codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+	codename=$(os_release VERSION_CODENAME)
 	apt-get indextargets --format "\$(ORIGIN) \$(RELEASE) \$(COMPONENT) \$(REPO_URI)" 2>/dev/null |
 		awk -v c="$codename" '$3 != "main" || $2 ~ /security/ { next }
 			$1 == "Debian" { d = d ? d : $NF }
@@ -89,7 +88,7 @@ log=$dir/log
 lock apt
 write_config "$dir"
 apt update ||
-	die "cannot reach the Debian archive at $uri for ${suites[*]} (apt: $(reason)): check the network and apt's proxy, then run this again"
+	die "cannot reach the Debian archive at $uri for ${suites[*]} (apt: $(reason)): check the network and apt's proxy"
 
 case $verb in
 download)

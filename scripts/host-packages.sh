@@ -111,13 +111,10 @@ install_bindgen() {
 }
 
 main() {
-	local release id package
+	local release package
 	[ "$(uname -m)" = x86_64 ] || die "this builds and emulates x86_64 only, not $(uname -m)"
-	# shellcheck disable=SC1091
-	release=$(. /etc/os-release && echo "${VERSION_ID:-}")
-	# shellcheck disable=SC1091
-	id=$(. /etc/os-release && echo "${ID:-}")
-	case $id$release in
+	release=$(os_release VERSION_ID)
+	case $(os_release ID)$release in
 	debian12 | debian13) wanted "$release" ;;
 	*)
 		other_distribution

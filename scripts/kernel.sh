@@ -27,7 +27,8 @@ KMAKE=$ROOT/scripts/kmake
 LOG=$HOME_DIR/build.log
 
 if [ -n "${KERNEL_SRC:-}" ]; then
-	KERNEL_SRC=$(realpath -e "$KERNEL_SRC" 2>/dev/null) || die "KERNEL_SRC: no such directory"
+	[ -d "$KERNEL_SRC" ] || die "KERNEL_SRC=$KERNEL_SRC: no such directory"
+	KERNEL_SRC=$(realpath "$KERNEL_SRC")
 	SOURCE=$HOME_DIR/src-$(printf %s "$KERNEL_SRC" | digest)
 else
 	SOURCE=$HOME_DIR/debian
@@ -61,7 +62,8 @@ check_version() {
 
 copy_user_source() {
 	local version
-	version="$(check_version "$KERNEL_SRC" "KERNEL_SRC=$KERNEL_SRC") $(fingerprint)"
+	version=$(check_version "$KERNEL_SRC" "KERNEL_SRC=$KERNEL_SRC")
+	version+=" $(fingerprint)"
 	[ "$(cat "$SOURCE/.famfs-source" 2>/dev/null)" != "$version" ] || return 0
 	say "copying $KERNEL_SRC"
 	rm -rf "$SOURCE"
@@ -74,12 +76,12 @@ copy_user_source() {
 
 fetch_debian_source() {
 	[ ! -e "$SOURCE/.famfs-source" ] || return 0
-	local get=$HOME_DIR/download deb
+	local get=$HOME_DIR/download deb why
 	say "fetching Debian's linux-source-$SERIES"
 	rm -rf "$get" "$SOURCE"
 	mkdir -p "$get" "$SOURCE"
-	(cd "$get" && "$ROOT/scripts/apt-private.sh" trixie trixie-backports -- download "linux-source-$SERIES") ||
-		die "no kernel source: make it reachable, or bring a $SERIES tree with KERNEL_SRC=DIR or a built one with KDIR=DIR"
+	why=$(cd "$get" && "$ROOT/scripts/apt-private.sh" trixie trixie-backports -- download "linux-source-$SERIES" 2>&1 >/dev/null) ||
+		die "no kernel source: ${why#famfs-rs: }; KERNEL_SRC=DIR takes a $SERIES tree, KDIR=DIR a built one"
 	deb=$(echo "$get"/*.deb)
 	dpkg-deb --fsys-tarfile "$deb" | tar -xO --wildcards "./usr/src/linux-source-$SERIES.tar.xz" |
 		tar -xJ -C "$SOURCE" --strip-components=1 || die "cannot unpack $deb"

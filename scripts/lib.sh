@@ -39,6 +39,11 @@ lock() {
 	fi
 }
 
+# os_release KEY
+os_release() {
+	sed -n "s/^$1=\"\{0,1\}\([^\"]*\).*/\1/p" /etc/os-release
+}
+
 digest() {
 	sha256sum | cut -c1-16
 }
