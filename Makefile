@@ -26,7 +26,7 @@ outputs := KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 # Targets and flags that the caller's environment may set would move the outputs.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET RUSTFLAGS
 # Not for `test`, which runs make again: there they would look like the user's own.
-demo shell lint: export KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
+demo shell lint test-vm: export KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 
 # .cargo/config.toml is found from the working directory, hence cd. An old cargo
 # may precede a usable one on PATH; which is known only after `packages`.
@@ -34,7 +34,7 @@ cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
 harness = $(call cargo,qemu) run --release --quiet --
 
 .PHONY: help all packages kernel fusedax-check modules userspace harness demo shell \
-	test lint where tools clean distclean
+	test test-host test-vm lint where tools clean distclean
 
 help:
 	@echo 'famfs-rs: shared memory as files'
@@ -49,6 +49,7 @@ help:
 	@echo '                   (KERNEL_SRC=DIR: from this source; KDIR=DIR: use this built tree)'
 	@echo '  make modules     famfs.ko and the KUnit module'
 	@echo '  make userspace   the famfs binary'
+	@echo '  make test-host   the unit tests alone; test-vm: those in the guest alone'
 	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
 	@echo '  make -s where    NAME=path of each thing that is built'
 	@echo '  make packages    what this machine needs (as root: installs it)'
@@ -83,6 +84,13 @@ demo: modules userspace
 shell: modules userspace
 	@$(harness) shell --topology $(TOPOLOGY)
 
+test-host: packages
+	@$(call cargo,userspace) test --workspace --locked --no-fail-fast
+	@$(call cargo,qemu) test --workspace --locked --no-fail-fast
+
+test-vm: modules userspace
+	@$(harness) test
+
 lint: kernel
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/lint.sh
 
@@ -94,7 +102,7 @@ where:
 	@$(foreach name,$(outputs),echo '$(name)=$($(name))';)
 
 tools: packages
-	@export PATH="$$(scripts/host-packages.sh path)" && scripts/tools.sh
+	@export PATH="$$(scripts/host-packages.sh path)" && scripts/host-packages.sh tools
 
 clean:
 	@-[ ! -e $(KDIR)/Makefile ] || scripts/kmake -s -C $(KDIR) M=$(CURDIR) clean

@@ -6,6 +6,7 @@
 #
 # host-packages.sh         check, install
 # host-packages.sh path    the PATH under which cargo is new enough
+# host-packages.sh tools   what developers may want besides: cargo-make
 
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -13,6 +14,7 @@
 RUST_MIN=1.85
 QEMU_MIN=10
 BINDGEN_VERSION=0.72.1
+CARGO_MAKE_VERSION=0.37.24
 
 PACKAGES=(
 	bc bison ca-certificates clang-19 cpio debian-archive-keyring flex gcc git kmod
@@ -101,13 +103,13 @@ other_distribution() {
 		die "packages are known for Debian 12 and 13 only; install what provides: ${absent[*]}"
 }
 
-install_bindgen() {
-	[ ! -x "$TOOLS/bin/bindgen" ] && ! command -v bindgen >/dev/null || return 0
-	local log=$TOOLS/bindgen.log
+# cargo_tool CRATE VERSION: into the cache, pinned.
+cargo_tool() {
+	local log=$TOOLS/$1.log
 	lock tools
-	say "installing bindgen $BINDGEN_VERSION into $TOOLS"
-	run_logged "$log" cargo install --locked bindgen-cli --version "$BINDGEN_VERSION" --root "$TOOLS" ||
-		die "cargo cannot install bindgen-cli $BINDGEN_VERSION ($(grep -m 1 -E '^error|^Caused' "$log")): check the network, see $log"
+	say "installing $1 $2 into $TOOLS"
+	run_logged "$log" cargo install --locked "$1" --version "$2" --root "$TOOLS" ||
+		die "cargo cannot install $1 $2 ($(grep -m 1 '^error' "$log")): check the network, see $log"
 }
 
 main() {
@@ -132,7 +134,8 @@ main() {
 		[ "$(id -u)" -eq 0 ] || explain
 		install_all
 	fi
-	PATH=$(usable_path) install_bindgen
+	[ -x "$TOOLS/bin/bindgen" ] || command -v bindgen >/dev/null ||
+		PATH=$(usable_path) cargo_tool bindgen-cli "$BINDGEN_VERSION"
 }
 
 # An old cargo before Debian's own on PATH would win over it.
@@ -143,5 +146,6 @@ usable_path() {
 case ${1:-} in
 "") main ;;
 path) usable_path ;;
-*) die "usage: host-packages.sh [path]" ;;
+tools) [ -x "$TOOLS/bin/cargo-make" ] || cargo_tool cargo-make "$CARGO_MAKE_VERSION" ;;
+*) die "usage: host-packages.sh [path|tools]" ;;
 esac

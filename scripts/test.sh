@@ -25,7 +25,7 @@ close() {
 tier() {
 	local name=$1 log=$LOGS/$1.log status=0 p f s
 	shift
-	echo "== $name: $*"
+	echo "== $name"
 	SECONDS=0
 	"$@" 2>&1 | tee "$log" || status=$?
 	read -r p f s < <(awk -f scripts/count.awk "$log")
@@ -40,27 +40,16 @@ tier() {
 	echo "== $name: $p passed, $f failed, $s skipped in $SECONDS s"
 }
 
-cargo_test() {
-	cd "$1" && cargo test --workspace --locked --no-fail-fast
-}
-
-harness_test() {
-	cd qemu && cargo run --release --quiet -- test
-}
-
+make=(make --no-print-directory)
 mkdir -p "$LOGS"
-if ! make --no-print-directory packages kernel fusedax-check modules userspace harness; then
+if ! "${make[@]}" all harness fusedax-check; then
 	echo "not ok - build"
 	failed=1
 	close
 	exit
 fi
-eval "$(make -s --no-print-directory where | sed "s/=\(.*\)/='\1'/; s/^/export /")"
-PATH=$(scripts/host-packages.sh path)
-
-tier lint scripts/lint.sh
+tier lint "${make[@]}" lint
 tier pipeline scripts/test-pipeline.sh
-tier userspace cargo_test userspace
-tier harness cargo_test qemu
-tier vm harness_test
+tier host "${make[@]}" test-host
+tier vm "${make[@]}" test-vm
 close
