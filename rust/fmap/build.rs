@@ -28,6 +28,7 @@ use super::{
         Iext, //
     },
     sort::sort,
+    tree,
     wire,
     ALIGN, //
 };
@@ -176,19 +177,28 @@ fn build_simple(
     cells: &mut [u64],
 ) -> Result<Kind, FmapError> {
     let too_few = FmapError::CellsTooFew(cells.len() as u64);
-    let kind = uniform(simple);
-    let ends_len = if kind.is_some() { 0 } else { simple.len() };
-    let (ends, targets) = cells.split_at_mut_checked(ends_len).ok_or(too_few)?;
-    let mut ends = ends.iter_mut();
-    let mut start = 0u64;
-    for (target, range) in targets.iter_mut().zip(simple.iter().map(DevRange::read)) {
-        *target = Cell::new(slot_of(range)?, range.offset.wrapping_sub(start)).0;
-        start = start.saturating_add(range.len);
-        if let Some(end) = ends.next() {
-            *end = start;
+    let mut end = 0u64;
+    let placed = simple.iter().map(DevRange::read).map(|range| {
+        let target = Cell::new(slot_of(range)?, range.offset.wrapping_sub(end));
+        end = end.saturating_add(range.len);
+        Ok((target.0, end))
+    });
+    if let Some(kind) = uniform(simple) {
+        for (cell, placed) in cells.iter_mut().zip(placed) {
+            (*cell, _) = placed?;
         }
+        return Ok(kind);
     }
-    Ok(kind.unwrap_or(Kind::Mixed))
+    let len = simple.len();
+    let (targets, ends) = cells.split_at_mut_checked(len).ok_or(too_few)?;
+    let mut node = tree::first(len);
+    for placed in placed {
+        let i = node.saturating_sub(1);
+        let target = targets.get_mut(i).ok_or(too_few)?;
+        (*target, *ends.get_mut(i).ok_or(too_few)?) = placed?;
+        node = tree::next(node, len);
+    }
+    Ok(Kind::Mixed)
 }
 
 /// The layout for extents of one length, of which the last may be shorter. Extents above 2 TiB

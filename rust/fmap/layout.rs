@@ -27,7 +27,8 @@ pub(super) enum Kind {
     /// Simple extents of `mib` MiB each, but for the last, which may be shorter; `mapped` bytes
     /// altogether. Cells: n targets.
     Uniform { index: Recip, mapped: u64, mib: u32 },
-    /// Any simple extents. Cells: n file offsets at which they end, then n targets.
+    /// Any simple extents. Cells: n targets, then n file offsets at which they end, both in the
+    /// order of a [`tree`](super::tree).
     Mixed,
     /// One interleaved extent: the fields of a [`Stripe`], apart so that the enum's tag fits in
     /// between. Cells: one per strip, with its device offset.

@@ -26,6 +26,7 @@ mod parse;
 mod resolve;
 mod reverse;
 mod sort;
+mod tree;
 pub mod wire;
 
 pub use self::{

@@ -11,6 +11,7 @@ use super::{
         Stripe,
         MIB_SHIFT, //
     },
+    tree, //
 };
 
 /// Contiguous device memory.
@@ -91,10 +92,13 @@ impl Layout {
         }
     }
 
+    #[inline]
     fn resolve_mixed(&self, cells: &[u64], pos: u64) -> Option<Run> {
-        let (ends, targets) = cells.split_at_checked(self.nextents as usize)?;
-        let i = ends.partition_point(|end| *end <= pos);
-        Some(Run::linear(*targets.get(i)?, pos, *ends.get(i)?))
+        // The last target is the word before the root.
+        let tree = cells.get((self.nextents as usize).wrapping_sub(1)..)?;
+        let node = tree::above(tree, pos);
+        let target = *cells.get(node.wrapping_sub(1))?;
+        Some(Run::linear(target, pos, *tree.get(node)?))
     }
 
     fn resolve_striped(&self, cells: &[u64], pos: u64) -> Option<Run> {

@@ -15,14 +15,29 @@ use super::{
         Layout,
         MIB_SHIFT, //
     },
+    tree, //
 };
 
 impl Layout {
-    /// The extents in the order of the file. Those of an interleaved map end with the file,
-    /// rounded up to [`ALIGN`](super::ALIGN).
+    /// The extents in the order of the file. The one of an interleaved map is given the length of
+    /// the file, rounded up to [`ALIGN`](super::ALIGN).
     pub fn extents<'a>(&self, cells: &'a [u64]) -> impl Iterator<Item = Extent<'a>> + 'a {
         let layout = *self;
-        (0..self.nextents as usize).map_while(move |i| layout.extent(cells, i))
+        let len = self.nextents as usize;
+        let mixed = matches!(self.kind, Kind::Mixed);
+        let mut start = 0;
+        let mut node = if mixed { tree::first(len) } else { 1 };
+        core::iter::from_fn(move || {
+            let i = node.checked_sub(1).filter(|i| *i < len)?;
+            let extent = layout.extent(cells, i, start)?;
+            start = extent.file.end;
+            node = if mixed {
+                tree::next(node, len)
+            } else {
+                node.saturating_add(1)
+            };
+            Some(extent)
+        })
     }
 
     /// The ranges of the file that lie in the range `dev`, in bytes, of the device in `slot`.
@@ -46,33 +61,27 @@ impl Layout {
         }
     }
 
-    fn extent<'a>(&self, cells: &'a [u64], i: usize) -> Option<Extent<'a>> {
-        let index = i as u64;
+    /// The extent whose cells have index `i`, and which follows the byte `start` of the file.
+    fn extent<'a>(&self, cells: &'a [u64], i: usize, start: u64) -> Option<Extent<'a>> {
         match self.kind {
-            Kind::Single { target, len } => Extent::simple(0..len, target),
+            Kind::Single { target, len } => Extent::simple(start..len, target),
             Kind::Uniform { mapped, mib, .. } => {
-                let len = u64::from(mib) << MIB_SHIFT;
-                let start = index.checked_mul(len)?;
-                let end = start.checked_add(len)?.min(mapped);
-                Extent::simple(start..end, *cells.get(i)?)
+                let end = start.checked_add(u64::from(mib) << MIB_SHIFT)?;
+                Extent::simple(start..end.min(mapped), *cells.get(i)?)
             }
             Kind::Mixed => {
-                let (ends, targets) = cells.split_at_checked(self.nextents as usize)?;
-                let start = match i.checked_sub(1) {
-                    Some(before) => *ends.get(before)?,
-                    None => 0,
-                };
+                let (targets, ends) = cells.split_at_checked(self.nextents as usize)?;
                 Extent::simple(start..*ends.get(i)?, *targets.get(i)?)
             }
             Kind::Interleaved { chunk, nstrips, .. } => Some(Extent {
-                file: 0..self.mapped_len(),
+                file: start..self.mapped_len(),
                 chunk: u64::from(chunk),
                 strips: Strips::Many(cells.get(..usize::from(nstrips))?),
             }),
             Kind::Striped { .. } => {
-                let (start, end, stripe, strips) = self.stripe(cells, i)?;
+                let (_, end, stripe, strips) = self.stripe(cells, i)?;
                 Some(Extent {
-                    file: start..end.min(self.mapped_len()),
+                    file: start..end,
                     chunk: u64::from(stripe.chunk),
                     strips: Strips::Many(strips),
                 })

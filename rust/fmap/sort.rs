@@ -35,3 +35,22 @@ fn larger_child<T: Ord>(heap: &[T], root: usize) -> Option<usize> {
         false => Some(left),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::sort;
+    use std::vec::Vec;
+
+    #[test]
+    fn sorts_every_sequence_of_three_values_up_to_length_eight() {
+        for len in 0..=8u32 {
+            for code in 0..3u32.pow(len) {
+                let mut items: Vec<u32> = (0..len).map(|i| code / 3u32.pow(i) % 3).collect();
+                let mut expected = items.clone();
+                expected.sort();
+                sort(&mut items);
+                assert_eq!(items, expected);
+            }
+        }
+    }
+}

@@ -14,6 +14,9 @@
     clippy::panic
 )]
 
+#[cfg(test)]
+extern crate std;
+
 mod encode;
 
 // The kernel module is built from these files too, without cargo.
