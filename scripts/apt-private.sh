@@ -14,14 +14,16 @@
 
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 
+targets() {
+	apt-get indextargets "$@" --format "\$(ORIGIN) \$(RELEASE) \$(COMPONENT) \$(REPO_URI)" 2>/dev/null || true
+}
+
 # The address of the machine's Debian archive. The origin is known only after
-# an `apt-get update`, so the machine's own code name in component main serves
-# where there are no lists yet.
+# an `apt-get update`; before that the machine's own code name in component main
+# serves.
 archive() {
-	local codename
-	codename=$(os_release VERSION_CODENAME)
-	apt-get indextargets --format "\$(ORIGIN) \$(RELEASE) \$(COMPONENT) \$(REPO_URI)" 2>/dev/null |
-		awk -v c="$codename" '$3 != "main" || $2 ~ /security/ { next }
+	{ targets && targets --no-release-info; } |
+		awk -v c="$(os_release VERSION_CODENAME)" '$3 != "main" || $2 ~ /security/ { next }
 			$1 == "Debian" { d = d ? d : $NF }
 			$2 == c { m = m ? m : $NF }
 			END { print d ? d : m }'

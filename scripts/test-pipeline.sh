@@ -29,10 +29,12 @@ fresh() {
 	cp -r "$ROOT/scripts" "$ROOT/Makefile" "$REPO/"
 	echo CONFIG_FUSE_FS=y >"$REPO/qemu/kernel-$SERIES.config"
 	echo original >"$SRC/fs/fuse/file.c"
+	echo object >"$SRC/object.o"
 	# Counts its builds in $WORK/builds; fails while $WORK/broken exists.
 	cat >"$SRC/Makefile" <<-TOY
 		kernelversion: ; @echo 7.2.99
-		mrproper olddefconfig modules modules_prepare: ; @true
+		mrproper: ; @rm -f object.o
+		olddefconfig modules modules_prepare: ; @true
 		bzImage: ; @echo x >>$WORK/builds && sleep 0.3 && mkdir -p \$(O)/arch/x86/boot && \\
 		cp fs/fuse/file.c \$(O)/arch/x86/boot/bzImage && test ! -e $WORK/broken
 	TOY
@@ -98,6 +100,17 @@ no_archive() {
 	fresh
 	fake apt-get 'exit 0'
 	refuses "no kernel source: this machine's apt knows no Debian archive" run scripts/kernel.sh build
+}
+
+# A container image comes without apt's lists.
+no_lists() {
+	fresh
+	mkdir "$WORK/lists"
+	fake apt-get 'case "$*" in
+		*indextargets*) exec /usr/bin/apt-get -o Dir::State::Lists='"$WORK/lists"' "$@" ;;
+		*download*) echo "E: the download" >&2; exit 100 ;;
+	esac'
+	refuses "no kernel source: cannot download linux-source-7.2 from .* at [a-z+]+:/" run scripts/kernel.sh build
 }
 
 bogus_patch() {
@@ -201,7 +214,7 @@ changes_rebuild() {
 	other=$(kernel paths | grep KDIR)
 	[ "$kdir" != "$other" ] || { echo "a patch leaves KDIR as it was" && return 1; }
 	kernel build && is "$(builds)" 2 || return 1
-	sed -i 's/7\.2\.99/7.2.100/' "$SRC/Makefile"
+	echo more >"$SRC/fs/fuse/inode.c"
 	is "$(kernel paths | grep KDIR)" "$other" && kernel build && is "$(builds)" 4
 }
 
@@ -237,6 +250,7 @@ summing() {
 item "archive out of reach" unreachable_archive
 item "series no longer in the archive" series_gone
 item "apt without a Debian archive" no_archive
+item "archive is known before the first apt-get update" no_lists
 item "patch that does not apply, before anything is built" bogus_patch
 item "KERNEL_SRC: other version, no source, no directory" wrong_sources
 item "KDIR: no directory, no Rust metadata" wrong_kdir
