@@ -194,6 +194,8 @@ check_kdir() {
 		[ -e "$dir/$need" ] ||
 			die "KDIR=$dir lacks $need: it must be a built kernel tree with CONFIG_RUST=y (a headers package will not do)"
 	done
+	grep -qw fuse_fmap_register "$dir/Module.symvers" ||
+		die "KDIR=$dir is built from a kernel without patches/linux-$SERIES: its Module.symvers lacks fuse_fmap_register"
 }
 
 # fuse_objects OUT y|n

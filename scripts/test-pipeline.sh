@@ -136,7 +136,14 @@ wrong_kdir() {
 	mkdir -p "$WORK/k/include/generated"
 	touch "$WORK/k/include/generated/rustc_cfg"
 	refuses "KDIR=$WORK/k lacks rust/libkernel.rmeta: it must be a built kernel tree with CONFIG_RUST=y" \
-		run scripts/kernel.sh check-kdir "$WORK/k"
+		run scripts/kernel.sh check-kdir "$WORK/k" || return 1
+	mkdir "$WORK/k/rust"
+	touch "$WORK/k/rust/libkernel.rmeta" "$WORK/k/rust/libmacros.so"
+	echo '0x0 fuse_dev_alloc vmlinux EXPORT_SYMBOL_GPL' >"$WORK/k/Module.symvers"
+	refuses "KDIR=$WORK/k is built from a kernel without patches/linux-7.2" \
+		run scripts/kernel.sh check-kdir "$WORK/k" || return 1
+	echo '0x0 fuse_fmap_register vmlinux EXPORT_SYMBOL_GPL' >>"$WORK/k/Module.symvers"
+	run scripts/kernel.sh check-kdir "$WORK/k"
 }
 
 lost_symbol() {
@@ -253,7 +260,7 @@ item "apt without a Debian archive" no_archive
 item "archive is known before the first apt-get update" no_lists
 item "patch that does not apply, before anything is built" bogus_patch
 item "KERNEL_SRC: other version, no source, no directory" wrong_sources
-item "KDIR: no directory, no Rust metadata" wrong_kdir
+item "KDIR: no directory, no Rust metadata, not patched" wrong_kdir
 item "symbol of the fragment without effect" lost_symbol
 item "missing package, not root" missing_packages
 if [ "$(os_release VERSION_ID)" = 12 ]; then
