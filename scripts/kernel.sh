@@ -3,7 +3,7 @@
 #
 # kernel.sh paths            KDIR= and BZIMAGE_STOCK=, the same before and after building
 # kernel.sh build            the stock and the patched kernel, where they are not up to date
-# kernel.sh fusedax-check    fs/fuse of the patched source with CONFIG_FUSE_DAX=y and =n
+# kernel.sh fusedax-check    fs/fuse of the patched source with and without CONFIG_FUSE_DAX
 # kernel.sh check-kdir DIR   can famfs.ko be built against DIR?
 # kernel.sh check-config FRAGMENT CONFIG
 #
@@ -198,19 +198,24 @@ check_kdir() {
 		die "KDIR=$dir is built from a kernel without patches/linux-$SERIES: its Module.symvers lacks fuse_fmap_register"
 }
 
-# fuse_objects OUT y|n
+# fuse_objects OUT NAME=y|n...: fs/fuse compiles with these, without a warning.
 fuse_objects() {
-	local out=$1 dax=$2
-	"$PATCHED/scripts/config" --file "$out/.config" -d RUST -e VIRTIO_FS \
-		"$([ "$dax" = y ] && echo -e || echo -d)" FUSE_DAX
-	run_logged "$LOG" "$KMAKE" -C "$PATCHED" O="$out" olddefconfig
-	if [ "$dax" = y ]; then
-		grep -qx CONFIG_FUSE_DAX=y "$out/.config" || die "CONFIG_FUSE_DAX=y did not take effect"
-	fi
+	local out=$1 setting
+	shift
+	"$PATCHED/scripts/config" --file "$out/.config" -d RUST -e VIRTIO_FS
+	for setting in "$@"; do
+		"$PATCHED/scripts/config" --file "$out/.config" --set-val "${setting%=*}" "${setting#*=}"
+	done
+	run_logged "$LOG" "$KMAKE" -C "$PATCHED" O="$out" olddefconfig ||
+		die "make olddefconfig failed: see $LOG"
+	for setting in "$@"; do
+		grep -qxE "CONFIG_$setting|# CONFIG_${setting%=n} is not set" "$out/.config" ||
+			die "CONFIG_$setting did not take effect for fs/fuse"
+	done
 	run_logged "$LOG" nice "$KMAKE" -C "$PATCHED" O="$out" -j"$(nproc)" prepare ||
-		die "make prepare for CONFIG_FUSE_DAX=$dax failed: see $LOG"
+		die "make prepare for fs/fuse failed: see $LOG"
 	run_logged "$LOG" nice "$KMAKE" -C "$PATCHED" O="$out" -j"$(nproc)" W=1e fs/fuse/ ||
-		die "fs/fuse with CONFIG_FUSE_DAX=$dax does not compile without warnings: $(grep -m 1 -E '(error|warning):' "$LOG") (see $LOG)"
+		die "fs/fuse with $* does not compile without warnings: $(grep -m 1 -E '(error|warning):' "$LOG") (see $LOG)"
 }
 
 fusedax_check() {
@@ -222,8 +227,9 @@ fusedax_check() {
 	rm -rf "$out"
 	mkdir -p "$out"
 	cp "$FRAGMENT" "$out/.config"
-	fuse_objects "$out" y
-	fuse_objects "$out" n
+	fuse_objects "$out" FUSE_DAX=y FUSE_FMAP=y
+	fuse_objects "$out" FUSE_DAX=n FUSE_FMAP=y
+	fuse_objects "$out" FUSE_DAX=y FUSE_FMAP=n
 	built_from "$PATCHED" >"$out/.famfs-built"
 }
 
@@ -237,4 +243,4 @@ fusedax-check) fusedax_check ;;
 check-kdir) check_kdir "$2" ;;
 check-config) check_config "$2" "$3" ;;
 *) die "usage: kernel.sh paths|build|fusedax-check|check-kdir DIR|check-config FRAGMENT CONFIG" ;;
-esac
+esac; exit # bash reads on otherwise, and the file may have changed since it started
