@@ -18,7 +18,9 @@ const DEFECTS: [&str; 11] = [
 
 /// The lines that name a defect.
 pub fn defects(log: &str) -> Vec<&str> {
-    log.lines().filter(|line| DEFECTS.iter().any(|defect| line.contains(defect))).collect()
+    log.lines()
+        .filter(|line| DEFECTS.iter().any(|defect| line.contains(defect)))
+        .collect()
 }
 
 #[cfg(test)]

@@ -63,18 +63,33 @@ pub fn run(machine: &Machine, limits: Limits, mut on_event: impl FnMut(&Event)) 
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                faults.push(format!("hung at step \"{step}\", {} s after the start", started.elapsed().as_secs()));
+                faults.push(format!(
+                    "hung at step \"{step}\", {} s after the start",
+                    started.elapsed().as_secs()
+                ));
                 break;
             }
         }
     }
     if !complete && faults.is_empty() {
-        faults.push(format!("the guest stopped at step \"{step}\"{}", qemu_says(&mut child.0)));
+        faults.push(format!(
+            "the guest stopped at step \"{step}\"{}",
+            qemu_says(&mut child.0)
+        ));
     }
     drop(child);
-    let log = fs::read(&machine.console).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    faults.extend(console::defects(&log).into_iter().map(|line| format!("the kernel reported: {line}")));
-    Ok(Ending { faults, console: machine.console.clone() })
+    let log = fs::read(&machine.console)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
+    faults.extend(
+        console::defects(&log)
+            .into_iter()
+            .map(|line| format!("the kernel reported: {line}")),
+    );
+    Ok(Ending {
+        faults,
+        console: machine.console.clone(),
+    })
 }
 
 fn read_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
@@ -82,7 +97,10 @@ fn read_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
     std::thread::spawn(move || {
         for line in BufReader::new(stdout).split(b'\n') {
             let Ok(line) = line else { break };
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+            if sender
+                .send(String::from_utf8_lossy(&line).into_owned())
+                .is_err()
+            {
                 break;
             }
         }

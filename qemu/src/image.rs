@@ -15,7 +15,9 @@ const S_IFREG: u32 = 0o100000;
 const S_IFLNK: u32 = 0o120000;
 const S_IFCHR: u32 = 0o020000;
 
-const FOLDERS: [&str; 9] = ["dev", "proc", "sys", "tmp", "run", "mnt", "root", "usr", "etc"];
+const FOLDERS: [&str; 9] = [
+    "dev", "proc", "sys", "tmp", "run", "mnt", "root", "usr", "etc",
+];
 /// Names under which the famfs binary acts as its verbs.
 const FAMFS_LINKS: [&str; 3] = ["mkfs.famfs", "mount.famfs", "fsck.famfs"];
 const TOOLS: [&str; 4] = ["busybox", "cxl", "ndctl", "daxctl"];
@@ -35,9 +37,18 @@ pub struct Contents {
 impl Contents {
     /// Writes the image to `path`, by way of a temporary file beside it.
     pub fn write(&self, path: &Path) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot write {}", folder.display()))?;
+        }
         let part = path.with_extension("part");
-        let file = File::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
-        let mut archive = Archive { out: BufWriter::new(file), known: BTreeSet::new(), ino: 0 };
+        let file =
+            File::create(&part).with_context(|| format!("cannot write {}", part.display()))?;
+        let mut archive = Archive {
+            out: BufWriter::new(file),
+            known: BTreeSet::new(),
+            ino: 0,
+        };
         self.fill(&mut archive)?;
         archive.finish()?;
         fs::rename(&part, path).with_context(|| format!("cannot write {}", path.display()))
@@ -51,7 +62,10 @@ impl Contents {
         archive.console()?;
         archive.file("init", &self.init)?;
         for tool in TOOLS {
-            archive.file(&format!("usr/bin/{tool}"), &self.tools.join("usr/bin").join(tool))?;
+            archive.file(
+                &format!("usr/bin/{tool}"),
+                &self.tools.join("usr/bin").join(tool),
+            )?;
         }
         archive.link("bin", "usr/bin")?;
         archive.link("sbin", "usr/bin")?;
@@ -124,19 +138,24 @@ impl Archive {
     }
 
     fn console(&mut self) -> Result<()> {
-        let entry = self.entry("dev/console", S_IFCHR | 0o600)?.rdev_major(5).rdev_minor(1);
+        let entry = self
+            .entry("dev/console", S_IFCHR | 0o600)?
+            .rdev_major(5)
+            .rdev_minor(1);
         self.put(entry, &[])
     }
 
     fn file(&mut self, path: &str, source: &Path) -> Result<()> {
-        let bytes = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+        let bytes =
+            fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
         let mode = fs::metadata(source)?.permissions().mode() & 0o777;
         let entry = self.entry(path, S_IFREG | mode)?;
         self.put(entry, &bytes)
     }
 
     fn put(&mut self, entry: Builder, bytes: &[u8]) -> Result<()> {
-        let size = u32::try_from(bytes.len()).context("a file of 4 GiB does not fit into a cpio archive")?;
+        let size = u32::try_from(bytes.len())
+            .context("a file of 4 GiB does not fit into a cpio archive")?;
         let mut writer = entry.write(&mut self.out, size);
         writer.write_all(bytes)?;
         writer.finish()?;

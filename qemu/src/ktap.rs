@@ -7,11 +7,13 @@ pub enum Event {
     /// How many results follow at the top level.
     Plan(usize),
     Result(TestResult),
+    /// The nested results that follow are those of this suite.
+    Suite(String),
     Step(String),
     Say(String),
     Why(String),
     Done,
-    /// Versions, blank lines, comments of nested suites.
+    /// Versions, blank lines, other comments.
     Other,
 }
 
@@ -42,7 +44,10 @@ pub fn parse(line: &str) -> Event {
     if let Some(result) = parse_result(body, depth) {
         return Event::Result(result);
     }
-    match body.strip_prefix("1..").and_then(|count| count.parse().ok()) {
+    match body
+        .strip_prefix("1..")
+        .and_then(|count| count.parse().ok())
+    {
         Some(count) if depth == 0 => Event::Plan(count),
         _ => Event::Other,
     }
@@ -58,6 +63,8 @@ fn parse_comment(comment: &str) -> Event {
         Event::Say(text(rest))
     } else if let Some(rest) = comment.strip_prefix("why: ") {
         Event::Why(text(rest))
+    } else if let Some(rest) = comment.strip_prefix("Subtest: ") {
+        Event::Suite(text(rest))
     } else {
         Event::Other
     }
@@ -89,7 +96,12 @@ mod tests {
     use super::*;
 
     fn result(depth: usize, name: &str, outcome: Outcome, reason: &str) -> Event {
-        Event::Result(TestResult { depth, name: name.into(), outcome, reason: reason.into() })
+        Event::Result(TestResult {
+            depth,
+            name: name.into(),
+            outcome,
+            reason: reason.into(),
+        })
     }
 
     #[test]
@@ -98,18 +110,34 @@ mod tests {
             ("KTAP version 1", Event::Other),
             ("1..7", Event::Plan(7)),
             ("    1..3", Event::Other),
-            ("ok 1 contents.read", result(0, "contents.read", Outcome::Passed, "")),
-            ("ok 2 - contents.read", result(0, "contents.read", Outcome::Passed, "")),
-            ("not ok 12 faults.sigbus\r", result(0, "faults.sigbus", Outcome::Failed, "")),
-            ("        not ok 3 parse_short", result(2, "parse_short", Outcome::Failed, "")),
-            ("ok 4 stock.insmod # SKIP no kernel", result(0, "stock.insmod", Outcome::Skipped, "no kernel")),
+            (
+                "ok 1 contents.read",
+                result(0, "contents.read", Outcome::Passed, ""),
+            ),
+            (
+                "ok 2 - contents.read",
+                result(0, "contents.read", Outcome::Passed, ""),
+            ),
+            (
+                "not ok 12 faults.sigbus\r",
+                result(0, "faults.sigbus", Outcome::Failed, ""),
+            ),
+            (
+                "        not ok 3 parse_short",
+                result(2, "parse_short", Outcome::Failed, ""),
+            ),
+            (
+                "ok 4 stock.insmod # SKIP no kernel",
+                result(0, "stock.insmod", Outcome::Skipped, "no kernel"),
+            ),
             ("not ok 5 x # SKIP", result(0, "x", Outcome::Skipped, "")),
             ("ok computer", Event::Other),
             ("# step: boot", Event::Step("boot".into())),
             ("# why: EIO", Event::Why("EIO".into())),
             ("# say: hello", Event::Say("hello".into())),
             ("# done", Event::Done),
-            ("# Subtest: x", Event::Other),
+            ("    # Subtest: x", Event::Suite("x".into())),
+            ("# x: pass:1 fail:0", Event::Other),
             ("", Event::Other),
         ];
         for (line, event) in table {

@@ -7,6 +7,7 @@ mod image;
 mod ktap;
 mod qemu;
 mod run;
+mod tally;
 mod tools;
 mod topology;
 
@@ -87,8 +88,16 @@ fn run_verb(cli: Cli) -> Result<()> {
     let booter = || -> Result<run::Booter> {
         qemu::check_version()?;
         Ok(run::Booter {
-            kernel: cli.parts.bzimage.clone().context("no kernel given: set BZIMAGE (make kernel builds one)")?,
-            stock_kernel: cli.parts.bzimage_stock.clone().filter(|path| path.is_file()),
+            kernel: cli
+                .parts
+                .bzimage
+                .clone()
+                .context("no kernel given: set BZIMAGE (make kernel builds one)")?,
+            stock_kernel: cli
+                .parts
+                .bzimage_stock
+                .clone()
+                .filter(|path| path.is_file()),
             initrd: initrd.clone(),
             logs: tools::cache()?.join("logs"),
         })

@@ -28,17 +28,34 @@ impl Machine<'_> {
     /// A guest whose channel is the child's standard output.
     pub fn start(&self) -> Result<Child> {
         let mut command = self.command();
-        command.arg("-serial").arg(format!("file:{}", self.console.display()));
-        command.args(["-chardev", "stdio,id=channel,signal=off", "-serial", "chardev:channel"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", self.console.display()));
+        command.args([
+            "-chardev",
+            "stdio,id=channel,signal=off",
+            "-serial",
+            "chardev:channel",
+        ]);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command.spawn().with_context(not_found)
     }
 
     /// A guest whose first serial port is the user's terminal, until it powers off.
     pub fn run_on_terminal(&self) -> Result<()> {
         let mut command = self.command();
-        command.args(["-chardev", "stdio,id=terminal,mux=on,signal=off", "-serial", "chardev:terminal"]);
-        command.arg("-serial").arg(format!("file:{}", self.console.display()));
+        command.args([
+            "-chardev",
+            "stdio,id=terminal,mux=on,signal=off",
+            "-serial",
+            "chardev:terminal",
+        ]);
+        command
+            .arg("-serial")
+            .arg(format!("file:{}", self.console.display()));
         let status = command.status().with_context(not_found)?;
         ensure!(status.success(), "QEMU ended with {status}");
         Ok(())
@@ -47,9 +64,24 @@ impl Machine<'_> {
     fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         // With more than one thread, patched code can race with a stale translation (int3 Oops at boot).
-        command.args(["-accel", "tcg,thread=single", "-smp", "2", "-cpu", "max", "-nodefaults", "-no-reboot", "-display", "none"]);
+        command.args([
+            "-accel",
+            "tcg,thread=single",
+            "-smp",
+            "2",
+            "-cpu",
+            "max",
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+        ]);
         command.args(self.topology.qemu);
-        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initrd);
+        command
+            .arg("-kernel")
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.initrd);
         command.arg("-append").arg(self.kernel_command_line());
         command
     }
@@ -70,7 +102,10 @@ fn not_found() -> String {
 
 /// Refuses a QEMU that is too old for CXL memory, before a guest fails in a way that names nothing.
 pub fn check_version() -> Result<()> {
-    let output = Command::new(PROGRAM).arg("--version").output().with_context(not_found)?;
+    let output = Command::new(PROGRAM)
+        .arg("--version")
+        .output()
+        .with_context(not_found)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     match parse_version(&text) {
         Some(version) if version >= OLDEST => Ok(()),
@@ -95,7 +130,10 @@ mod tests {
 
     #[test]
     fn versions() {
-        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
+        assert_eq!(
+            parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"),
+            Some((10, 0))
+        );
         assert_eq!(parse_version("QEMU emulator version 7.2.17"), Some((7, 2)));
         assert_eq!(parse_version("nonsense"), None);
     }

@@ -21,14 +21,19 @@ fn manifest_dir() -> &'static Path {
 pub fn cache() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME") {
         Some(path) if !path.is_empty() => PathBuf::from(path),
-        _ => PathBuf::from(std::env::var_os("HOME").context("neither HOME nor XDG_CACHE_HOME is set")?).join(".cache"),
+        _ => PathBuf::from(
+            std::env::var_os("HOME").context("neither HOME nor XDG_CACHE_HOME is set")?,
+        )
+        .join(".cache"),
     };
     Ok(base.join("famfs-rs"))
 }
 
 /// Downloads and unpacks the Debian tools unless the cache has them.
 pub fn guest_tools() -> Result<PathBuf> {
-    let root = cache()?.join("guest-tools").join(format!("{SUITE}-{}", PACKAGES.join("+")));
+    let root = cache()?
+        .join("guest-tools")
+        .join(format!("{SUITE}-{}", PACKAGES.join("+")));
     if root.exists() {
         return Ok(root);
     }
@@ -39,9 +44,15 @@ pub fn guest_tools() -> Result<PathBuf> {
     }
     fs::create_dir_all(&debs).with_context(|| format!("cannot write {}", debs.display()))?;
     let script = manifest_dir().join("../scripts/apt-private.sh");
-    run(Command::new(script).args([SUITE, "--", "closure"]).args(PACKAGES).current_dir(&debs))?;
+    run(Command::new(script)
+        .args([SUITE, "--", "closure"])
+        .args(PACKAGES)
+        .current_dir(&debs))?;
     for deb in fs::read_dir(&debs)? {
-        run(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(&part))?;
+        run(Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(deb?.path())
+            .arg(&part))?;
     }
     fs::remove_dir_all(&debs)?;
     fs::rename(&part, &root)?;
@@ -52,11 +63,22 @@ pub fn guest_tools() -> Result<PathBuf> {
 pub fn guest_init() -> Result<PathBuf> {
     let target_dir = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(path) => PathBuf::from(path),
-        None => cache()?.join("target").join("qemu"),
+        None => manifest_dir().join("target"),
     };
     let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--locked", "--release", "--package", "guest-init", "--target", TARGET]);
-    cargo.arg("--manifest-path").arg(manifest_dir().join("Cargo.toml"));
+    cargo.args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--release",
+        "--package",
+        "guest-init",
+        "--target",
+        TARGET,
+    ]);
+    cargo
+        .arg("--manifest-path")
+        .arg(manifest_dir().join("Cargo.toml"));
     cargo.arg("--target-dir").arg(&target_dir);
     // With --target given, these flags do not reach build scripts and procedural macros, which cannot be static.
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
@@ -66,7 +88,9 @@ pub fn guest_init() -> Result<PathBuf> {
 
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot run {program}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
     ensure!(status.success(), "{program} failed ({status})");
     Ok(())
 }

@@ -64,8 +64,10 @@ const ALL: [&Topology; 4] = [&BARE, &PMEM, &PMEM2, &CXL];
 
 /// For clap: the topology of that name.
 pub fn by_name(name: &str) -> Result<&'static Topology, String> {
-    ALL.into_iter().find(|topology| topology.name == name).ok_or_else(|| {
-        let names: Vec<_> = ALL.iter().map(|topology| topology.name).collect();
-        format!("no such topology; there are {}", names.join(", "))
-    })
+    ALL.into_iter()
+        .find(|topology| topology.name == name)
+        .ok_or_else(|| {
+            let names: Vec<_> = ALL.iter().map(|topology| topology.name).collect();
+            format!("no such topology; there are {}", names.join(", "))
+        })
 }

@@ -16,7 +16,11 @@ pub struct Channel {
 
 impl Channel {
     pub fn open() -> Result<Self> {
-        let port = OpenOptions::new().read(true).write(true).open(PORT).context(PORT)?;
+        let port = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(PORT)
+            .context(PORT)?;
         let mut termios = tcgetattr(&port).context(PORT)?;
         termios.make_raw();
         tcsetattr(&port, OptionalActions::Now, &termios).context(PORT)?;

@@ -50,7 +50,9 @@ impl Plan {
                 Some("test") => Mode::Test,
                 Some("demo") => Mode::Demo,
                 Some("shell") => Mode::Shell,
-                other => bail!("famfs.mode={other:?} on the kernel command line: expected test, demo or shell"),
+                other => bail!(
+                    "famfs.mode={other:?} on the kernel command line: expected test, demo or shell"
+                ),
             },
             memory: match value("famfs.memory") {
                 Some("none") => Memory::None,
@@ -59,7 +61,11 @@ impl Plan {
                 Some("cxl") => Memory::Cxl,
                 other => bail!("famfs.memory={other:?}: expected none, pmem1, pmem2 or cxl"),
             },
-            scenarios: value("famfs.scenarios").unwrap_or("").split(',').map(str::to_owned).collect(),
+            scenarios: value("famfs.scenarios")
+                .unwrap_or("")
+                .split(',')
+                .map(str::to_owned)
+                .collect(),
             only: value("famfs.only").unwrap_or("").to_owned(),
         })
     }
@@ -71,9 +77,15 @@ mod tests {
 
     #[test]
     fn reads_a_plan() {
-        let plan = Plan::parse("console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x\n").unwrap();
+        let plan = Plan::parse(
+            "console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x\n",
+        )
+        .unwrap();
         assert_eq!((plan.mode, plan.memory), (Mode::Test, Memory::Pmem(2)));
-        assert_eq!((plan.scenarios, plan.only), (vec!["a".into(), "b".into()], "x".into()));
+        assert_eq!(
+            (plan.scenarios, plan.only),
+            (vec!["a".into(), "b".into()], "x".into())
+        );
     }
 
     #[test]

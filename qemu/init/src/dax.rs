@@ -45,18 +45,24 @@ impl DaxDev {
 
     fn attribute(&self, name: &str) -> Result<String> {
         let path = format!("{BUS}/devices/{}/{name}", self.name);
-        Ok(fs::read_to_string(&path).with_context(|| path)?.trim().to_owned())
+        Ok(fs::read_to_string(&path)
+            .with_context(|| path)?
+            .trim()
+            .to_owned())
     }
 
     /// Bytes.
     pub fn size(&self) -> Result<u64> {
-        self.attribute("size")?.parse().context("size of the dax device")
+        self.attribute("size")?
+            .parse()
+            .context("size of the dax device")
     }
 
     /// Physical address of its first byte.
     pub fn base(&self) -> Result<u64> {
         let text = self.attribute("resource")?;
-        u64::from_str_radix(text.trim_start_matches("0x"), 16).with_context(|| format!("resource {text:?}"))
+        u64::from_str_radix(text.trim_start_matches("0x"), 16)
+            .with_context(|| format!("resource {text:?}"))
     }
 
     pub fn driver(&self) -> Option<Driver> {
@@ -72,12 +78,19 @@ impl DaxDev {
         }
         if let Some(old) = self.driver() {
             let folder = PathBuf::from(BUS).join("drivers").join(old.name());
-            fs::write(folder.join("unbind"), &self.name).with_context(|| format!("unbind {} from {old:?}", self.name))?;
+            fs::write(folder.join("unbind"), &self.name)
+                .with_context(|| format!("unbind {} from {old:?}", self.name))?;
             fs::write(folder.join("remove_id"), &self.name).ok();
         }
         let folder = PathBuf::from(BUS).join("drivers").join(driver.name());
-        fs::write(folder.join("new_id"), &self.name).with_context(|| format!("bind {} to {driver:?}", self.name))?;
-        ensure!(self.driver() == Some(driver), "{} is bound to {:?}, wanted {driver:?}", self.name, self.driver());
+        fs::write(folder.join("new_id"), &self.name)
+            .with_context(|| format!("bind {} to {driver:?}", self.name))?;
+        ensure!(
+            self.driver() == Some(driver),
+            "{} is bound to {:?}, wanted {driver:?}",
+            self.name,
+            self.driver()
+        );
         Ok(())
     }
 }
@@ -89,12 +102,38 @@ pub fn set_up(memory: Memory) -> Result<Vec<DaxDev>> {
         Memory::Pmem(count) => {
             for region in 0..count {
                 let namespace = format!("namespace{region}.0");
-                run("ndctl", &["create-namespace", "-f", "-e", &namespace, "-m", "devdax", "--align=2M", "-M", "mem"])?;
+                run(
+                    "ndctl",
+                    &[
+                        "create-namespace",
+                        "-f",
+                        "-e",
+                        &namespace,
+                        "-m",
+                        "devdax",
+                        "--align=2M",
+                        "-M",
+                        "mem",
+                    ],
+                )?;
             }
             count
         }
         Memory::Cxl => {
-            run("cxl", &["create-region", "-m", "-t", "ram", "-d", "decoder0.0", "-w", "1", "mem0"])?;
+            run(
+                "cxl",
+                &[
+                    "create-region",
+                    "-m",
+                    "-t",
+                    "ram",
+                    "-d",
+                    "decoder0.0",
+                    "-w",
+                    "1",
+                    "mem0",
+                ],
+            )?;
             1
         }
     };
@@ -108,8 +147,15 @@ pub fn set_up(memory: Memory) -> Result<Vec<DaxDev>> {
 /// The CXL region's name, size and target, for the demo.
 pub fn describe_cxl_region() -> Result<String> {
     let region = "/sys/bus/cxl/devices/region0";
-    let read = |name: &str| fs::read_to_string(format!("{region}/{name}")).map(|text| text.trim().to_owned());
-    Ok(format!("region0, {} bytes at {}, over {}", read("size")?, read("resource")?, read("target0")?))
+    let read = |name: &str| {
+        fs::read_to_string(format!("{region}/{name}")).map(|text| text.trim().to_owned())
+    };
+    Ok(format!(
+        "region0, {} bytes at {}, over {}",
+        read("size")?,
+        read("resource")?,
+        read("target0")?
+    ))
 }
 
 pub fn list() -> Result<Vec<DaxDev>> {
@@ -136,7 +182,11 @@ fn wait_for(expected: usize) -> Result<Vec<DaxDev>> {
 }
 
 fn run(program: &str, args: &[&str]) -> Result<()> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output().with_context(|| program.to_owned())?;
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| program.to_owned())?;
     ensure!(
         output.status.success(),
         "{program} {}: {}: {}",

@@ -6,11 +6,18 @@ mod channel;
 mod cmdline;
 mod dax;
 mod demo;
+mod fmap;
+mod module;
 mod pid1;
+mod probe;
 mod raw;
 mod runner;
 mod scenarios;
+mod server;
 mod shell;
+mod sys;
+mod tool;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -21,8 +28,16 @@ fn main() -> ExitCode {
     }
     match args.next().as_deref() {
         Some("run") => runner::main(),
+        Some("probe") => probe::child_main(),
+        Some("without-rawio") => tool::exec_without_rawio(args),
+        Some("offered") => match scenarios::is_offered() {
+            Ok(offered) => ExitCode::from(u8::from(!offered)),
+            Err(_) => ExitCode::from(2),
+        },
         other => {
-            eprintln!("guest init: unknown role {other:?}; it is started by the kernel or by itself");
+            eprintln!(
+                "guest init: unknown role {other:?}; it is started by the kernel or by itself"
+            );
             ExitCode::from(2)
         }
     }

@@ -14,7 +14,8 @@ pub const FAMFS_KUNIT: &str = "/lib/famfs/famfs_kunit.ko";
 
 /// The inner result is finit_module's own answer.
 pub fn insmod(path: &str) -> Result<Result<(), Errno>> {
-    let file = File::open(path).with_context(|| format!("{path} (not in the image: give its path to the harness)"))?;
+    let file = File::open(path)
+        .with_context(|| format!("{path} (not in the image: give its path to the harness)"))?;
     Ok(finit_module(&file, c"", 0))
 }
 

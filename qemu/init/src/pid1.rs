@@ -38,11 +38,15 @@ pub fn main() -> ExitCode {
 fn boot() -> Result<()> {
     for (fstype, target) in MOUNTS {
         std::fs::create_dir_all(target).ok();
-        mount(fstype, target, fstype, MountFlags::empty(), None).with_context(|| format!("mount {fstype} on {target}"))?;
+        mount(fstype, target, fstype, MountFlags::empty(), None)
+            .with_context(|| format!("mount {fstype} on {target}"))?;
     }
     std::env::set_var("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
     std::env::set_var("HOME", "/");
-    let status = Command::new("/init").arg("run").status().context("start the runner")?;
+    let status = Command::new("/init")
+        .arg("run")
+        .status()
+        .context("start the runner")?;
     if let Some(signal) = status.signal() {
         bail!("the runner was killed by signal {signal}");
     }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{anyhow, Result};
 
 use crate::channel::Channel;
-use crate::cmdline::{Mode, Plan};
+use crate::cmdline::{Memory, Mode, Plan};
 use crate::dax::{self, DaxDev};
 use crate::scenarios::{self, Skip, Test};
 use crate::{demo, shell};
@@ -15,6 +15,8 @@ use crate::{demo, shell};
 /// What tests get to work with.
 pub struct Guest {
     pub devices: Vec<DaxDev>,
+    /// Loads and stores to the devices run at the machine's own speed.
+    pub fast: bool,
 }
 
 pub fn main() -> ExitCode {
@@ -43,7 +45,10 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
     if plan.mode == Mode::Demo {
         return demo::run(channel, &plan);
     }
-    let guest = Guest { devices: dax::set_up(plan.memory)? };
+    let guest = Guest {
+        devices: dax::set_up(plan.memory)?,
+        fast: plan.memory != Memory::Cxl,
+    };
     match plan.mode {
         Mode::Shell => shell::run(&guest),
         _ => run_tests(channel, &plan, &guest),
@@ -74,7 +79,10 @@ fn run_tests(channel: &mut Channel, plan: &Plan, guest: &Guest) -> Result<()> {
 /// A panic in a test is that test's failure and nobody else's.
 fn run_one(test: Test, guest: &Guest, channel: &mut Channel) -> Result<()> {
     catch_unwind(AssertUnwindSafe(|| test(guest, channel))).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or(panic.downcast_ref::<&str>().copied());
         Err(anyhow!("panicked: {}", text.unwrap_or("without a message")))
     })
 }

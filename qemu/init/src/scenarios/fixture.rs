@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What many tests start from: devices in fsdev mode, files with known bytes behind them.
+
+use anyhow::{Context, Result};
+
+use super::Skip;
+use crate::dax::Driver;
+use crate::fmap::{extent, Fmap, AU};
+use crate::module;
+use crate::raw::Raw;
+use crate::runner::Guest;
+use crate::server::{Serve, ServedFile, TestFs};
+
+/// Fails with what was got and what was expected.
+macro_rules! ensure_eq {
+    ($got:expr, $want:expr, $($what:tt)+) => {{
+        let (got, want) = (&$got, &$want);
+        anyhow::ensure!(got == want, "{}: got {got:?}, expected {want:?}", format_args!($($what)+));
+    }};
+}
+pub(crate) use ensure_eq;
+
+/// The module loaded, every device in fsdev mode, its memory within reach.
+pub struct Ready {
+    pub paths: Vec<String>,
+    pub raws: Vec<Raw>,
+}
+
+pub fn ready(guest: &Guest) -> Result<Ready> {
+    module::ensure_famfs()?;
+    let mut ready = Ready {
+        paths: Vec::new(),
+        raws: Vec::new(),
+    };
+    for device in &guest.devices {
+        device.bind(Driver::Fsdev)?;
+        ready.paths.push(device.path());
+        ready.raws.push(Raw::open(device)?);
+    }
+    Ok(ready)
+}
+
+impl Ready {
+    pub fn serve(&self, files: Vec<ServedFile>) -> Serve {
+        Serve::new(&self.paths, files)
+    }
+
+    /// Mounts one file, with its pattern in the memory.
+    pub fn one_file(&self, name: &str, fmap: &Fmap) -> Result<TestFs> {
+        self.fill(fmap)?;
+        TestFs::mount(self.serve(vec![ServedFile::new(name, fmap)]))
+    }
+
+    /// Writes the pattern of `fmap`'s file to where its bytes lie.
+    pub fn fill(&self, fmap: &Fmap) -> Result<()> {
+        for (pos, len) in pieces(fmap.size) {
+            let (dev, offset) = fmap
+                .locate(pos)
+                .context("the fmap does not cover its file")?;
+            self.raw(dev)?.write(offset, &pattern(pos, len))?;
+        }
+        Ok(())
+    }
+
+    /// The file's bytes from the raw memory.
+    pub fn raw_bytes(&self, fmap: &Fmap, pos: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = pos + bytes.len() as u64;
+            let (dev, offset) = fmap
+                .locate(at)
+                .context("the fmap does not cover its file")?;
+            let run = (AU - at % AU).min((len - bytes.len()) as u64);
+            bytes.extend(self.raw(dev)?.read(offset, run as usize)?);
+        }
+        Ok(bytes)
+    }
+
+    pub fn raw(&self, dev: u32) -> Result<&Raw> {
+        self.raws
+            .get(dev as usize)
+            .with_context(|| Skip(format!("needs {} daxdevs", dev + 1)))
+    }
+}
+
+/// A file of two allocation units less an odd tail, in one extent at 32 MiB.
+pub fn one_extent() -> Fmap {
+    Fmap::simple(2 * AU - 4219, &[extent(0, 16 * AU, 2 * AU)])
+}
+
+/// (position, length) of the blocks of one allocation unit that make up a file.
+fn pieces(size: u64) -> impl Iterator<Item = (u64, usize)> {
+    (0..size.div_ceil(AU)).map(move |index| (index * AU, (size - index * AU).min(AU) as usize))
+}
+
+/// The bytes that a file of a test has at `pos`: different from one position to every other nearby.
+pub fn pattern(pos: u64, len: usize) -> Vec<u8> {
+    (pos..pos + len as u64)
+        .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+        .collect()
+}
+
+/// Where `got` first differs from `want`, in words.
+pub fn first_difference(got: &[u8], want: &[u8]) -> Option<String> {
+    if got.len() != want.len() {
+        return Some(format!("{} bytes, expected {}", got.len(), want.len()));
+    }
+    let at = got.iter().zip(want).position(|(got, want)| got != want)?;
+    Some(format!(
+        "byte {at:#x} is {:#04x}, expected {:#04x}",
+        got[at], want[at]
+    ))
+}

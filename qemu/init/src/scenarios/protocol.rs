@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which requests the server gets, and when it gets none.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use anyhow::{ensure, Context, Result};
+
+use super::fixture::{ensure_eq, one_extent, ready};
+use super::Test;
+use crate::channel::Channel;
+use crate::fmap::{extent, Fmap, AU};
+use crate::probe::faults_of_self;
+use crate::runner::Guest;
+use crate::server::{Answer, Serve, ServedFile, TestFs};
+use crate::sys::{Kind, Mapping};
+use crate::wire;
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("one_get_fmap_per_inode", one_get_fmap_per_inode),
+    (
+        "get_daxdev_only_for_new_devices",
+        get_daxdev_only_for_new_devices,
+    ),
+    ("no_request_in_10000_faults", no_request_in_faults),
+    (
+        "no_request_in_10000_reads_and_writes",
+        no_request_in_reads_and_writes,
+    ),
+    ("offer_only_to_rawio", offer_only_to_rawio),
+    ("plain_fuse_is_left_alone", plain_fuse_is_left_alone),
+    ("size_is_the_fmaps", size_is_the_fmaps),
+    ("size_cannot_be_changed", size_cannot_be_changed),
+];
+
+const TIMES: u64 = 10_000;
+
+fn one_get_fmap_per_inode(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let fs = ready(guest)?.one_file("file", &one_extent())?;
+    let first = fs.open("file")?;
+    let second = fs.open("file")?;
+    drop((first, second));
+    drop(fs.open("file")?);
+    ensure_eq!(
+        fs.count(wire::GET_FMAP),
+        1,
+        "GET_FMAP requests for three opens of one file"
+    );
+    ensure_eq!(fs.count(wire::GET_DAXDEV), 1, "GET_DAXDEV requests");
+    // V9/V10 send the bare header, later kernels add a size.
+    ensure!(
+        [vec![40], vec![48]].contains(&fs.fmap_request_lens()),
+        "GET_FMAP of {:?} bytes",
+        fs.fmap_request_lens()
+    );
+    fs.wait_for(wire::RELEASE, 3)
+}
+
+fn get_daxdev_only_for_new_devices(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let ready = ready(guest)?;
+    ready.raw(1)?;
+    let file = |name, extents: &[_]| ServedFile::new(name, &Fmap::simple(AU, extents));
+    let fs = TestFs::mount(ready.serve(vec![
+        file("zero", &[extent(0, 16 * AU, AU)]),
+        file("again", &[extent(0, 17 * AU, AU)]),
+        file("one", &[extent(1, 16 * AU, AU)]),
+    ]))?;
+    for (name, expected) in [("zero", 1), ("again", 1), ("one", 2)] {
+        fs.open(name)?;
+        ensure_eq!(
+            fs.count(wire::GET_DAXDEV),
+            expected,
+            "GET_DAXDEV requests after opening {name:?}"
+        );
+    }
+    Ok(())
+}
+
+fn no_request_in_faults(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let fmap = Fmap::simple(2 * AU, &[extent(0, 16 * AU, 2 * AU)]);
+    let fs = ready(guest)?.one_file("file", &fmap)?;
+    let file = fs.open_rw("file")?;
+    let huge = Mapping::new(&file, 0, 2 * AU as usize, Kind::SharedWrite)?;
+    let small = Mapping::new(&file, 0, 2 * AU as usize, Kind::SharedWrite)?;
+    small.no_huge_pages()?;
+    let (requests, faults) = (fs.total(), faults_of_self()?);
+    for index in 0..TIMES as usize {
+        let (mapping, at) = if index % 2 == 0 {
+            (&huge, 0)
+        } else {
+            (&small, index % 1024 * 4096)
+        };
+        if index % 4 < 2 {
+            mapping.byte(at);
+        } else {
+            mapping.set_byte(at, 1);
+        }
+        mapping.drop_entries(at, 4096)?;
+        if at == 0 {
+            mapping.drop_entries(0, AU as usize)?;
+        }
+    }
+    let taken = faults_of_self()? - faults;
+    ensure!(taken >= TIMES, "only {taken} faults were taken");
+    ensure_eq!(
+        fs.total() - requests,
+        0,
+        "requests during {taken} faults, all by opcode {:?}",
+        fs.counts()
+    );
+    Ok(())
+}
+
+fn no_request_in_reads_and_writes(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let fmap = one_extent();
+    let fs = ready(guest)?.one_file("file", &fmap)?;
+    let file = fs.open_rw("file")?;
+    let requests = fs.total();
+    let mut bytes = [0; 64];
+    for index in 0..TIMES {
+        let at = index * 397 % (fmap.size - 64);
+        ensure_eq!(file.read_at(&mut bytes, at)?, 64, "pread at {at:#x}");
+        ensure_eq!(file.write_at(&bytes, at)?, 64, "pwrite at {at:#x}");
+    }
+    ensure_eq!(
+        fs.total() - requests,
+        0,
+        "requests, all by opcode {:?}",
+        fs.counts()
+    );
+    Ok(())
+}
+
+/// A mounter without CAP_SYS_RAWIO gets an ordinary FUSE mount.
+fn offer_only_to_rawio(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let ready = ready(guest)?;
+    let fs = ready.one_file("file", &one_extent())?;
+    ensure!(
+        fs.fmap_offered(),
+        "FUSE_DAX_FMAP was not offered to a mounter with CAP_SYS_RAWIO"
+    );
+    let status = Command::new("/init")
+        .args(["without-rawio", "/init", "offered"])
+        .status()
+        .context("start a mounter")?;
+    ensure_eq!(
+        status.code(),
+        Some(1),
+        "what a mounter without CAP_SYS_RAWIO was offered (0: FUSE_DAX_FMAP, 1: not)"
+    );
+    Ok(())
+}
+
+/// The mounter of `offer_only_to_rawio`: true if it was offered FUSE_DAX_FMAP.
+pub fn is_offered() -> Result<bool> {
+    Ok(TestFs::mount(Serve::default())?.fmap_offered())
+}
+
+/// A server that does not accept FUSE_DAX_FMAP gets READ, not GET_FMAP.
+fn plain_fuse_is_left_alone(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mut serve = ready(guest)?.serve(vec![ServedFile::new("file", &one_extent())]);
+    serve.plain = true;
+    let fs = TestFs::mount(serve)?;
+    let error = fs
+        .open("file")?
+        .read_at(&mut [0; 64], 0)
+        .err()
+        .and_then(|error| error.raw_os_error());
+    ensure_eq!(
+        error,
+        Some(libc::ENOSYS),
+        "read where the server has no READ"
+    );
+    ensure_eq!(fs.count(wire::GET_FMAP), 0, "GET_FMAP requests");
+    Ok(())
+}
+
+fn size_is_the_fmaps(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let ready = ready(guest)?;
+    let fmap = one_extent();
+    ready.fill(&fmap)?;
+    let wrong = ServedFile::answering("file", 17, Answer::Bytes(fmap.message()));
+    let fs = TestFs::mount(ready.serve(vec![wrong]))?;
+    let file = fs.open("file")?;
+    ensure_eq!(file.metadata()?.len(), fmap.size, "st_size after the open");
+    ensure_eq!(
+        file.read_at(&mut vec![0; 4 << 20], 0)? as u64,
+        fmap.size,
+        "bytes read"
+    );
+    Ok(())
+}
+
+fn size_cannot_be_changed(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let ready = ready(guest)?;
+    let fmap = one_extent();
+    let mut serve = ready.serve(vec![ServedFile::new("file", &fmap)]);
+    serve.atomic_trunc = true;
+    let fs = TestFs::mount(serve)?;
+    let file = fs.open_rw("file")?;
+    let (setattrs, total) = (fs.count(wire::SETATTR), fs.total());
+    let errno = |result: std::io::Result<()>| result.err().and_then(|error| error.raw_os_error());
+    for size in [0, fmap.size - 1, fmap.size + 1] {
+        ensure_eq!(
+            errno(file.set_len(size)),
+            Some(libc::EPERM),
+            "ftruncate to {size}"
+        );
+    }
+    let grown = rustix::fs::fallocate(
+        &file,
+        rustix::fs::FallocateFlags::empty(),
+        0,
+        fmap.size + AU,
+    );
+    ensure_eq!(
+        grown.err().map(|error| error.raw_os_error()),
+        Some(libc::EOPNOTSUPP),
+        "fallocate"
+    );
+    ensure_eq!(fs.total(), total, "requests for refused calls");
+    ensure_eq!(
+        errno(File::create(fs.path("file")).map(drop)),
+        Some(libc::EPERM),
+        "open with O_TRUNC"
+    );
+    ensure_eq!(fs.count(wire::SETATTR), setattrs, "SETATTR requests");
+    ensure_eq!(file.metadata()?.len(), fmap.size, "st_size");
+    Ok(())
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The famfs binary at its normal work: file systems, files, two devices, a server that dies.
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use anyhow::{ensure, Context, Result};
+use rustix::mount::{unmount, UnmountFlags};
+use rustix::process::Signal;
+
+use super::fixture::{ensure_eq, pattern, ready, Ready};
+use super::Test;
+use crate::channel::Channel;
+use crate::fmap::{extent, Fmap, AU};
+use crate::runner::Guest;
+use crate::sys::{Kind, Mapping};
+use crate::tool::{famfs, getmap, mkfs, server, signal_server};
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("files_appear_and_stay", files_appear_and_stay),
+    (
+        "raw_bytes_are_where_getmap_says",
+        raw_bytes_are_where_getmap_says,
+    ),
+    ("recursive_copy", recursive_copy),
+    ("interleaved_file", interleaved_file),
+    ("two_daxdevs", two_daxdevs),
+    ("killed_server", killed_server),
+];
+
+pub const MOUNTPOINT: &str = "/mnt/famfs";
+const SIZE: u64 = AU + 4219;
+
+/// A fresh file system on the first devices, mounted; dropping it unmounts.
+pub struct Mounted {
+    pub ready: Ready,
+    devices: Vec<String>,
+}
+
+impl Mounted {
+    pub fn new(guest: &Guest, devices: usize) -> Result<Self> {
+        let ready = ready(guest)?;
+        ready.raw(devices as u32 - 1)?;
+        let devices: Vec<String> = ready.paths.iter().take(devices).cloned().collect();
+        let args: Vec<&str> = ["--force"]
+            .into_iter()
+            .chain(devices.iter().map(String::as_str))
+            .collect();
+        mkfs(&args)?;
+        let mounted = Self { ready, devices };
+        mounted.mount()?;
+        Ok(mounted)
+    }
+
+    pub fn mount(&self) -> Result<()> {
+        fs::create_dir_all(MOUNTPOINT)?;
+        let mut args = vec!["mount"];
+        for device in self.devices.iter().skip(1) {
+            args.extend(["--daxdev", device]);
+        }
+        args.extend([self.devices[0].as_str(), MOUNTPOINT]);
+        famfs(&args).map(drop)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(MOUNTPOINT, UnmountFlags::DETACH);
+    }
+}
+
+pub fn umount() -> Result<()> {
+    unmount(MOUNTPOINT, UnmountFlags::empty()).context("umount")
+}
+
+pub fn at(name: &str) -> String {
+    format!("{MOUNTPOINT}/{name}")
+}
+
+fn source(name: &str, size: u64) -> Result<String> {
+    let path = format!("/tmp/{name}");
+    fs::write(&path, pattern(0, size as usize))?;
+    Ok(path)
+}
+
+/// What is created is there at once, and there again after a new mount.
+fn files_appear_and_stay(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    ensure!(
+        Path::new(&at(".meta/.superblock")).exists(),
+        "no .meta/.superblock in the mount"
+    );
+    famfs(&["mkdir", &at("dir")])?;
+    famfs(&["creat", "--size", "3m", &at("dir/made")])?;
+    famfs(&["cp", &source("copied", SIZE)?, &at("copied")])?;
+    let check = || -> Result<()> {
+        ensure_eq!(
+            fs::metadata(at("dir/made"))?.len(),
+            3 << 20,
+            "size of the created file"
+        );
+        ensure!(
+            fs::read(at("dir/made"))?.iter().all(|byte| *byte == 0),
+            "a created file is not all zeros"
+        );
+        ensure!(
+            fs::read(at("copied"))? == pattern(0, SIZE as usize),
+            "the copied file has other bytes than its source"
+        );
+        famfs(&["fsck", MOUNTPOINT]).map(drop)
+    };
+    check().context("first mount")?;
+    umount()?;
+    famfs(&["fsck", &mounted.devices[0]]).context("fsck of the device")?;
+    mounted.mount()?;
+    check().context("second mount")?;
+    umount()
+}
+
+fn raw_bytes_are_where_getmap_says(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    let path = at("file");
+    famfs(&["cp", &source("file", SIZE)?, &path])?;
+    let map = getmap(&path)?;
+    ensure_eq!(
+        map.len(),
+        1,
+        "extents of a file that was copied without striping"
+    );
+    let (index, offset, len) = map[0];
+    ensure_eq!(
+        (index, len),
+        (0, 2 * AU),
+        "device index and length of the extent"
+    );
+    // Behind the superblock and a log of 8 MiB.
+    ensure!(
+        offset >= 5 * AU && offset % AU == 0,
+        "the extent lies at {offset:#x}"
+    );
+    ensure!(
+        mounted.ready.raw(0)?.read(offset, SIZE as usize)? == pattern(0, SIZE as usize),
+        "the raw memory has other bytes"
+    );
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let mapping = Mapping::new(&file, 0, SIZE as usize, Kind::SharedWrite)?;
+    mapping.set_byte(SIZE as usize - 1, 0x5c);
+    ensure_eq!(
+        mounted.ready.raw(0)?.read(offset + SIZE - 1, 1)?,
+        [0x5c],
+        "the raw byte after a store to the mapping"
+    );
+    Ok(())
+}
+
+fn recursive_copy(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let _mounted = Mounted::new(guest, 1)?;
+    fs::create_dir_all("/tmp/tree/a/b")?;
+    let files = [("top", 1), ("a/one", 4096), ("a/b/two", 70_001)];
+    for (name, size) in files {
+        fs::write(format!("/tmp/tree/{name}"), pattern(0, size))?;
+    }
+    famfs(&["cp", "-r", "/tmp/tree", MOUNTPOINT])?;
+    for (name, size) in files {
+        ensure!(
+            fs::read(at(&format!("tree/{name}")))? == pattern(0, size),
+            "tree/{name} has other bytes than its source"
+        );
+    }
+    Ok(())
+}
+
+fn interleaved_file(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    let (path, size) = (at("striped"), 5 * AU - 4219);
+    famfs(&["cp", "--nstrips", "3", &source("striped", size)?, &path])?;
+    let strips: Vec<_> = getmap(&path)?
+        .iter()
+        .map(|(dev, offset, len)| extent(*dev as u32, *offset, *len))
+        .collect();
+    ensure_eq!(strips.len(), 3, "strips");
+    let fmap = Fmap::interleaved(size, AU as u32, &strips);
+    ensure!(
+        mounted.ready.raw_bytes(&fmap, 0, size as usize)? == pattern(0, size as usize),
+        "the raw memory has other bytes"
+    );
+    ensure!(
+        fs::read(&path)? == pattern(0, size as usize),
+        "the file has other bytes than its source"
+    );
+    Ok(())
+}
+
+/// A file striped over two daxdevs.
+fn two_daxdevs(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 2)?;
+    let (path, size) = (at("striped"), 4 * AU - 4219);
+    famfs(&["cp", "--nstrips", "2", &source("striped", size)?, &path])?;
+    let strips: Vec<_> = getmap(&path)?
+        .iter()
+        .map(|(dev, offset, len)| extent(*dev as u32, *offset, *len))
+        .collect();
+    let mut devices: Vec<u32> = strips.iter().map(|strip| strip.dev).collect();
+    devices.sort_unstable();
+    ensure_eq!(devices, [0, 1], "devices of the strips");
+    let fmap = Fmap::interleaved(size, AU as u32, &strips);
+    ensure!(
+        mounted.ready.raw_bytes(&fmap, 0, size as usize)? == pattern(0, size as usize),
+        "the raw memory has other bytes"
+    );
+    ensure!(
+        fs::read(&path)? == pattern(0, size as usize),
+        "the file has other bytes than its source"
+    );
+    Ok(())
+}
+
+/// Mappings and open files outlive the server; umount and a new mount put things right.
+fn killed_server(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    let path = at("file");
+    famfs(&["cp", &source("file", SIZE)?, &path])?;
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let mapping = Mapping::new(&file, 0, SIZE as usize, Kind::SharedWrite)?;
+    signal_server(server()?, Signal::KILL, "ZX")?;
+    ensure!(
+        mapping.read(0, SIZE as usize) == pattern(0, SIZE as usize),
+        "the mapping has other bytes after the server's death"
+    );
+    mapping.set_byte(0, 0x21);
+    let errno = fs::read_dir(MOUNTPOINT)
+        .err()
+        .and_then(|error| error.raw_os_error());
+    ensure_eq!(
+        errno,
+        Some(libc::ENOTCONN),
+        "errno of readdir without a server"
+    );
+    drop((mapping, file));
+    umount()?;
+    mounted.mount()?;
+    ensure_eq!(
+        fs::read(&path)?[0],
+        0x21,
+        "the byte stored after the server's death"
+    );
+    umount()
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The only file with `unsafe`: mappings whose memory may vanish, the signal handler that reports it, and one ioctl
+//! that no library wraps.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+
+use rustix::mm::{madvise, mmap, munmap, Advice, MapFlags, ProtFlags};
+
+/// A mapping of a file. Every access is volatile, one instruction per byte or word: other processes write to the
+/// memory, and a test wants to know which access faulted.
+pub struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    SharedRead,
+    SharedWrite,
+    /// Copy-on-write.
+    Private,
+}
+
+impl Mapping {
+    pub fn new(file: &File, offset: u64, len: usize, kind: Kind) -> io::Result<Self> {
+        let (prot, flags) = match kind {
+            Kind::SharedRead => (ProtFlags::READ, MapFlags::SHARED),
+            Kind::SharedWrite => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
+            Kind::Private => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE),
+        };
+        // SAFETY: The kernel chooses the address, so nothing that exists is mapped over.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, file, offset)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, len })
+    }
+
+    pub fn address(&self) -> usize {
+        self.start.as_ptr() as usize
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn byte(&self, at: usize) -> u8 {
+        assert!(at < self.len);
+        // SAFETY: `at` is inside the mapping (asserted), which lives as long as `self`; where the file's memory is
+        // gone the access raises SIGBUS, which is what such a test is after.
+        unsafe { self.start.as_ptr().add(at).read_volatile() }
+    }
+
+    /// The mapping must be writable.
+    pub fn set_byte(&self, at: usize, value: u8) {
+        assert!(at < self.len);
+        // SAFETY: As in `byte`; a mapping that cannot be written raises SIGSEGV.
+        unsafe { self.start.as_ptr().add(at).write_volatile(value) };
+    }
+
+    /// The mapping must be writable.
+    pub fn write(&self, at: usize, bytes: &[u8]) {
+        for (index, byte) in bytes.iter().enumerate() {
+            self.set_byte(at + index, *byte);
+        }
+    }
+
+    pub fn read(&self, at: usize, len: usize) -> Vec<u8> {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.len));
+        let mut bytes = vec![0; len];
+        // SAFETY: The range is inside the mapping (asserted) and does not overlap a fresh Vec. That others may write
+        // meanwhile can only make the copied bytes older or newer.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.start.as_ptr().add(at), bytes.as_mut_ptr(), len)
+        };
+        bytes
+    }
+
+    /// Drops the page table entries, so that the next access faults.
+    pub fn drop_entries(&self, at: usize, len: usize) -> io::Result<()> {
+        self.advise(at, len, Advice::LinuxDontNeed)
+    }
+
+    /// Keeps the kernel from mapping 2 MiB at once.
+    pub fn no_huge_pages(&self) -> io::Result<()> {
+        self.advise(0, self.len, Advice::LinuxNoHugepage)
+    }
+
+    /// Tells the kernel that the page at `at` has a hardware error.
+    pub fn poison(&self, at: usize) -> io::Result<()> {
+        self.advise(at, 4096, Advice::LinuxHwPoison)
+    }
+
+    fn advise(&self, at: usize, len: usize, advice: Advice) -> io::Result<()> {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.len));
+        // SAFETY: The range is inside a mapping of a file that only this type's volatile accesses use.
+        unsafe { Ok(madvise(self.start.as_ptr().add(at).cast(), len, advice)?) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `len` are what mmap gave, and no reference into the mapping was ever handed out.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// `struct page_region` of linux/fs.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageRegion {
+    pub start: u64,
+    pub end: u64,
+    pub categories: u64,
+}
+
+/// `struct pm_scan_arg` of linux/fs.h.
+#[repr(C)]
+#[derive(Default)]
+struct PmScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// _IOWR('f', 16, struct pm_scan_arg)
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+pub const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// Mapped by one entry for 2 MiB.
+pub const PAGE_IS_HUGE: u64 = 1 << 6;
+
+/// The present pages of a mapping, neighbours with the same categories joined.
+pub fn scan_pages(mapping: &Mapping) -> io::Result<Vec<PageRegion>> {
+    let mut regions = vec![PageRegion::default(); 1024];
+    let mut arg = PmScanArg {
+        size: std::mem::size_of::<PmScanArg>() as u64,
+        start: mapping.address() as u64,
+        end: (mapping.address() + mapping.len()) as u64,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        category_mask: PAGE_IS_PRESENT,
+        return_mask: PAGE_IS_PRESENT | PAGE_IS_HUGE,
+        ..PmScanArg::default()
+    };
+    let pagemap = File::open("/proc/self/pagemap")?;
+    // SAFETY: `arg` has the layout the request expects, and its vec points to `vec_len` regions that live on.
+    let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
+    regions.truncate(usize::try_from(count).map_err(|_| io::Error::last_os_error())?);
+    Ok(regions)
+}
+
+/// Makes SIGBUS print "sigbus CODE ADDRESS" (decimal, hexadecimal) on standard output and end the process.
+pub fn report_sigbus() -> io::Result<()> {
+    // SAFETY: An all-zero sigaction is valid: no flags, empty mask, default handler.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_sigbus as extern "C" fn(_, _, _) as libc::sighandler_t;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: `action` is initialised and its handler has the signature that SA_SIGINFO asks for.
+    match unsafe { libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Only async-signal-safe calls: it formats on the stack, writes and exits.
+extern "C" fn on_sigbus(
+    _signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    _context: *mut libc::c_void,
+) {
+    // SAFETY: The kernel passes a valid siginfo to a SA_SIGINFO handler, and SIGBUS fills si_addr.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    let mut text = *b"sigbus 0 0000000000000000\n";
+    text[7] = b'0' + u8::try_from(code.rem_euclid(10)).unwrap_or(0);
+    for (index, digit) in text[9..25].iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(address >> (60 - 4 * index)) & 15];
+    }
+    // SAFETY: Descriptor 1 stays open for the life of the process.
+    let stdout = unsafe { BorrowedFd::borrow_raw(1) };
+    let _ = rustix::io::write(stdout, &text);
+    // SAFETY: _exit may be called from a handler.
+    unsafe { libc::_exit(0) };
+}

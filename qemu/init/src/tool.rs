@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The famfs binary, as a user runs it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{ensure, Context, Result};
+use rustix::process::{kill_process, Pid, Signal};
+use rustix::thread::{
+    capabilities, remove_capability_from_bounding_set, set_capabilities, CapabilitySet,
+};
+use serde_json::Value;
+
+/// What a run of the binary came to.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// What it printed, if it ended with exit code 0.
+    pub fn expect_success(self) -> Result<String> {
+        ensure!(
+            self.code == Some(0),
+            "exit code {:?}: {}",
+            self.code,
+            self.stderr.trim()
+        );
+        Ok(self.stdout)
+    }
+
+    /// It ended with `code`, and its message has `words` in it.
+    pub fn expect_failure(&self, code: i32, words: &str) -> Result<()> {
+        ensure!(
+            self.code == Some(code) && self.stderr.contains(words),
+            "expected exit code {code} and a message with {words:?}, got {self:?}"
+        );
+        Ok(())
+    }
+}
+
+pub fn run(program: &str, args: &[&str]) -> Result<Outcome> {
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| {
+            format!("run {program} (not in the image: give its path to the harness)")
+        })?;
+    Ok(Outcome {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// Runs `famfs ARGS`, which must succeed; gives what it printed.
+pub fn famfs(args: &[&str]) -> Result<String> {
+    run("famfs", args)?
+        .expect_success()
+        .with_context(|| format!("famfs {}", args.join(" ")))
+}
+
+/// Runs `mkfs.famfs ARGS`, which must succeed.
+pub fn mkfs(args: &[&str]) -> Result<()> {
+    let done = run("mkfs.famfs", args)?.expect_success();
+    done.map(drop)
+        .with_context(|| format!("mkfs.famfs {}", args.join(" ")))
+}
+
+/// The extents or strips of a file: device index, offset, length.
+pub fn getmap(path: &str) -> Result<Vec<(u64, u64, u64)>> {
+    let text = famfs(&["getmap", "--json", path])?;
+    let json: Value =
+        serde_json::from_str(&text).with_context(|| format!("getmap printed {text:?}"))?;
+    let number = |extent: &Value, key: &str| {
+        extent[key]
+            .as_u64()
+            .with_context(|| format!("no {key} in {text:?}"))
+    };
+    json["extents"]
+        .as_array()
+        .with_context(|| format!("no extents in {text:?}"))?
+        .iter()
+        .map(|extent| {
+            Ok((
+                number(extent, "devindex")?,
+                number(extent, "offset")?,
+                number(extent, "len")?,
+            ))
+        })
+        .collect()
+}
+
+/// The process that serves the only famfs mount of this machine.
+pub fn server() -> Result<Pid> {
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name
+            .to_str()
+            .and_then(|name| name.parse().ok())
+            .and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        if words.next().is_some_and(|word| word.ends_with(b"famfs"))
+            && words.next() == Some(b"serve")
+        {
+            return Ok(pid);
+        }
+    }
+    anyhow::bail!("no process serves famfs")
+}
+
+/// Sends the signal and waits until it took effect, which /proc shows as one of the `states`.
+pub fn signal_server(pid: Pid, signal: Signal, states: &str) -> Result<()> {
+    kill_process(pid, signal).with_context(|| format!("signal to the server, process {pid}"))?;
+    for _ in 0..500 {
+        let stat =
+            fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|_| "x) X".to_owned());
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next())
+            .unwrap_or('X');
+        if states.contains(state) {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    anyhow::bail!("the server, process {pid}, did not react to {signal:?}")
+}
+
+/// Requests of this mount that the server has not answered yet.
+pub fn waiting_requests(mountpoint: &str) -> Result<u64> {
+    let minor = rustix::fs::minor(fs::metadata(mountpoint)?.dev());
+    let text = fs::read_to_string(format!("/sys/fs/fuse/connections/{minor}/waiting"))?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("waiting requests: {text:?}"))
+}
+
+/// Replaces this process with the program in `args`, which then can't have CAP_SYS_RAWIO.
+pub fn exec_without_rawio(mut args: impl Iterator<Item = String>) -> ExitCode {
+    let error = match drop_rawio() {
+        Ok(()) => Command::new(args.next().unwrap_or_default())
+            .args(args)
+            .exec()
+            .into(),
+        Err(error) => error,
+    };
+    eprintln!("guest init: {error:#}");
+    ExitCode::from(125)
+}
+
+fn drop_rawio() -> Result<()> {
+    remove_capability_from_bounding_set(CapabilitySet::SYS_RAWIO)?;
+    let mut sets = capabilities(None)?;
+    sets.effective.remove(CapabilitySet::SYS_RAWIO);
+    sets.permitted.remove(CapabilitySet::SYS_RAWIO);
+    sets.inheritable.remove(CapabilitySet::SYS_RAWIO);
+    Ok(set_capabilities(None, sets)?)
+}
