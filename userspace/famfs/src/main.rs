@@ -1,4 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! famfs: tools and FUSE server in one multi-call binary.
 
-fn main() {}
+mod cli;
+mod cp;
+mod creat;
+mod create;
+mod device;
+mod dump;
+mod exit;
+mod fill;
+mod flush;
+mod fsck;
+mod getmap;
+mod image;
+mod kernel;
+mod log;
+mod logplay;
+mod mkdir;
+mod mkfs;
+mod mount;
+mod mounted;
+mod server;
+mod size;
+mod system;
+#[cfg(test)]
+mod testing;
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let (verb, verbose) = cli::parse(std::env::args_os());
+    let default = ["warn", "info", "debug"].get(usize::from(verbose)).unwrap_or(&"trace");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).without_time();
+    log.with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
+    match cli::run(verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("famfs: {error:#}");
+            ExitCode::from(exit::code(&error) as u8)
+        }
+    }
+}
+
+/// Whether the reader of our output went away, as `head` does.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The command line: verbs, and the link names that stand for some of them.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use famfs_media::Interleave;
+
+use crate::{cp, creat, dump, exit, fill, flush, fsck, getmap, logplay, mkdir, mkfs, mount, size};
+
+/// Files on fabric-attached memory: tools and server.
+#[derive(Parser)]
+#[command(name = "famfs", version, after_long_help = exit::TABLE, arg_required_else_help = true)]
+struct Cli {
+    /// Say more on stderr; twice for still more. RUST_LOG overrides it.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Make a file system on dax devices.
+    Mkfs(mkfs::Args),
+    /// Mount a file system.
+    Mount(mount::Args),
+    /// The server's process, started by mount.
+    #[command(hide = true)]
+    Serve(mount::Args),
+    /// Check superblock and log, and show how the space is used.
+    Fsck(fsck::Args),
+    /// Show superblock and log as they are stored.
+    Dump(dump::Args),
+    /// Make directories.
+    Mkdir(mkdir::Args),
+    /// Make a file of a given size.
+    Creat(creat::Args),
+    /// Copy files into a mounted famfs.
+    Cp(cp::Args),
+    /// Compare files with the pattern that creat -r writes.
+    Verify(fill::Args),
+    /// Write files back from the CPU caches to memory.
+    Flush(flush::Args),
+    /// Show where the bytes of a file are.
+    Getmap(getmap::Args),
+    /// Let the server of a mount read new log entries.
+    Logplay(logplay::Args),
+}
+
+/// Owner and mode of what is created.
+#[derive(Args, Clone)]
+pub struct Ownership {
+    /// Mode in octal [default: mkdir 0755, creat 0644, cp that of the source; the latter two less the umask].
+    #[arg(short, long, value_parser = parse_mode)]
+    pub mode: Option<u32>,
+    /// Owner [default: the caller].
+    #[arg(short, long)]
+    pub uid: Option<u32>,
+    /// Group [default: the caller's].
+    #[arg(short, long)]
+    pub gid: Option<u32>,
+}
+
+/// How files are spread. Without any of these: in one piece.
+#[derive(Args, Clone)]
+pub struct Striping {
+    /// Strips per file; files smaller than a chunk stay in one piece.
+    #[arg(short = 'N', long)]
+    pub nstrips: Option<u64>,
+    /// Buckets per daxdev, at most one strip of a file in each [default: as many as it takes].
+    #[arg(short = 'B', long, requires = "nstrips")]
+    pub nbuckets: Option<u64>,
+    /// Bytes on a strip before the next one: a power of two from 2m [default: 2m].
+    #[arg(short = 'C', long, requires = "nstrips", value_parser = size::parse)]
+    pub chunk: Option<u64>,
+}
+
+impl Striping {
+    /// Parameters for a file system with `daxdevs` daxdevs.
+    pub fn interleave(&self, daxdevs: u64) -> Option<Interleave> {
+        let nstrips = self.nstrips?;
+        Some(Interleave {
+            nstrips,
+            nbuckets: self.nbuckets.unwrap_or(nstrips.div_ceil(daxdevs.max(1))),
+            chunk_size: self.chunk.unwrap_or(famfs_media::ALLOC_UNIT),
+        })
+    }
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o7777 => Ok(mode),
+        _ => Err("a mode is octal, such as 0644".into()),
+    }
+}
+
+/// The verb to run and how much to say. A program name such as `mkfs.famfs` stands for the verb before the dot.
+pub fn parse(args: impl Iterator<Item = OsString>) -> (Verb, u8) {
+    let cli = Cli::parse_from(with_verb(args.collect()));
+    (cli.verb, cli.verbose)
+}
+
+fn with_verb(mut args: Vec<OsString>) -> Vec<OsString> {
+    let name = args.first().and_then(|arg0| Path::new(arg0).file_name()?.to_str());
+    let verb = name.and_then(|name| name.strip_suffix(".famfs")).map(OsString::from);
+    if let (Some(verb), true) = (verb, !args.is_empty()) {
+        args.splice(..1, [OsString::from("famfs"), verb]);
+    }
+    args
+}
+
+/// Run a verb.
+pub fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Mkfs(args) => mkfs::run(&args),
+        Verb::Mount(args) => mount::run(&args),
+        Verb::Serve(args) => mount::serve(&args),
+        Verb::Fsck(args) => fsck::run(&args),
+        Verb::Dump(args) => dump::run(&args),
+        Verb::Mkdir(args) => mkdir::run(&args),
+        Verb::Creat(args) => creat::run(&args),
+        Verb::Cp(args) => cp::run(&args),
+        Verb::Verify(args) => fill::verify(&args),
+        Verb::Flush(args) => flush::run(&args),
+        Verb::Getmap(args) => getmap::run(&args),
+        Verb::Logplay(args) => logplay::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn link_names_are_verbs() {
+        let with = |args: &[&str]| with_verb(args.iter().map(OsString::from).collect());
+        assert_eq!(with(&["/sbin/mkfs.famfs", "-f", "D"]), ["famfs", "mkfs", "-f", "D"]);
+        assert_eq!(with(&["famfs", "mkfs", "D"]), ["famfs", "mkfs", "D"]);
+        assert!(matches!(parse(["fsck.famfs", "x"].map(OsString::from).into_iter()).0, Verb::Fsck(_)));
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(parse_mode("0644"), Ok(0o644));
+        assert_eq!(parse_mode("1777"), Ok(0o1777));
+        assert!(parse_mode("8").is_err());
+        assert!(parse_mode("17777").is_err());
+    }
+
+    #[test]
+    fn buckets_follow_strips_and_daxdevs() {
+        let striping = Striping { nstrips: Some(3), nbuckets: None, chunk: None };
+        let p = |daxdevs| striping.interleave(daxdevs).map(|p| (p.nbuckets, p.nstrips, p.chunk_size));
+        assert_eq!(p(1), Some((3, 3, 2 << 20)));
+        assert_eq!(p(2), Some((2, 3, 2 << 20)));
+        assert_eq!(p(4), Some((1, 3, 2 << 20)));
+        assert_eq!(Striping { nstrips: None, nbuckets: None, chunk: None }.interleave(1), None);
+    }
+}

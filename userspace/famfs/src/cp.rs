@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `famfs cp`: copy files into a famfs.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use famfs_fuse::map_file;
+use famfs_media::Kind;
+use indicatif::ProgressBar;
+
+use crate::cli::{Ownership, Striping};
+use crate::create::{self, Attributes, Plan};
+use crate::exit::{fail, Exit};
+use crate::fill::{progress, BLOCK};
+use crate::mounted::{parent, Mounted};
+
+/// Options of cp.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to copy, and where to: a new file, or a directory that exists.
+    #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "DEST"])]
+    paths: Vec<PathBuf>,
+    /// Copy directories with all that is in them.
+    #[arg(short, long)]
+    recursive: bool,
+    #[command(flatten)]
+    ownership: Ownership,
+    #[command(flatten)]
+    striping: Striping,
+}
+
+/// One file to copy.
+struct Job {
+    source: PathBuf,
+    dest: PathBuf,
+    size: u64,
+}
+
+/// Files and directories to make, in order.
+#[derive(Default)]
+struct Listing {
+    dirs: Vec<(PathBuf, u32)>,
+    files: Vec<(Job, u32)>,
+    /// What can not be copied, and why.
+    skipped: Vec<String>,
+}
+
+/// Copy.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let (dest, sources) = args.paths.split_last().context("no destination")?;
+    let into = dest.is_dir();
+    if !into && (sources.len() > 1 || dest.as_os_str().as_bytes().ends_with(b"/")) {
+        return Err(fail(Exit::Usage, format!("{}: not a directory that exists", dest.display())));
+    }
+    let mut listing = Listing::default();
+    for source in sources {
+        let name = source.file_name().with_context(|| format!("{} has no name", source.display()))?;
+        let dest = if into { dest.join(name) } else { dest.clone() };
+        listing.add(source, dest, args.recursive)?;
+    }
+    let base = if into { dest } else { parent(dest) };
+    make(&listing, base, args)?;
+    let bar = progress(dest, listing.files.iter().map(|(job, _)| job.size).sum());
+    for (job, _) in &listing.files {
+        copy(job, &bar).with_context(|| job.dest.display().to_string())?;
+    }
+    bar.finish_and_clear();
+    match listing.skipped.len() {
+        0 => Ok(()),
+        _ => Err(fail(Exit::Failed, format!("not copied: {}", listing.skipped.join(", ")))),
+    }
+}
+
+impl Listing {
+    fn add(&mut self, source: &Path, dest: PathBuf, recursive: bool) -> anyhow::Result<()> {
+        let meta = fs::metadata(source).with_context(|| source.display().to_string())?;
+        if meta.is_dir() {
+            return self.add_dir(source, dest, meta.mode(), recursive);
+        }
+        match (meta.is_file(), meta.len()) {
+            (false, _) => self.skipped.push(format!("{} (not a file)", source.display())),
+            (true, 0) => self.skipped.push(format!("{} (empty)", source.display())),
+            (true, size) => self.files.push((Job { source: source.into(), dest, size }, meta.mode())),
+        }
+        Ok(())
+    }
+
+    fn add_dir(&mut self, source: &Path, dest: PathBuf, mode: u32, recursive: bool) -> anyhow::Result<()> {
+        if !recursive {
+            self.skipped.push(format!("{} (a directory; --recursive copies it)", source.display()));
+            return Ok(());
+        }
+        let names = || fs::read_dir(source)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+        let mut names = names().with_context(|| source.display().to_string())?;
+        names.sort();
+        self.dirs.push((dest.clone(), mode));
+        for name in names {
+            let child = source.join(&name);
+            // Following links below a directory could lead round in circles.
+            match child.symlink_metadata() {
+                Ok(meta) if meta.is_symlink() => self.skipped.push(format!("{} (a symbolic link)", child.display())),
+                _ => self.add(&child, dest.join(&name), recursive)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Make all directories and files of a listing: one plan, so that a lack of space changes nothing.
+fn make(listing: &Listing, base: &Path, args: &Args) -> anyhow::Result<()> {
+    let mut plan = Plan::new(Mounted::of(base)?, Some(&args.striping))?;
+    for (dest, mode) in &listing.dirs {
+        let path = relative(plan.mounted(), base, dest)?;
+        match plan.existing(&path).map(|node| &node.kind) {
+            Some(Kind::Dir(_)) => {}
+            Some(Kind::File { .. }) => return Err(fail(Exit::Failed, format!("{}: is a file", dest.display()))),
+            None => plan.mkdir(&path, attributes(args, *mode))?,
+        }
+    }
+    for (job, mode) in &listing.files {
+        let path = relative(plan.mounted(), base, &job.dest)?;
+        plan.file(&path, job.size, attributes(args, *mode))?;
+    }
+    plan.publish()?;
+    Ok(())
+}
+
+fn attributes(args: &Args, mode: u32) -> Attributes {
+    Attributes::new(&args.ownership, create::masked(mode & 0o777))
+}
+
+/// Path of `dest` from the root of the file system. `dest` is below `base`, which exists.
+fn relative(mounted: &Mounted, base: &Path, dest: &Path) -> anyhow::Result<Vec<u8>> {
+    let below = dest.strip_prefix(base).unwrap_or(dest);
+    let full = base.canonicalize().with_context(|| base.display().to_string())?.join(below);
+    let outside = || fail(Exit::Usage, format!("{} is not below {}", full.display(), mounted.root.display()));
+    let relative = full.strip_prefix(&mounted.root).map_err(|_| outside())?;
+    Ok(relative.as_os_str().as_bytes().to_vec())
+}
+
+/// Copy the bytes of a file, and write them back from the caches.
+fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
+    create::check_size(&job.dest, job.size)?;
+    let mut source = File::open(&job.source)?;
+    let dest = OpenOptions::new().read(true).write(true).open(&job.dest)?;
+    let region = map_file(&dest, usize::try_from(job.size)?, true)?;
+    let mut block = vec![0; BLOCK];
+    let mut at = 0u64;
+    while at < job.size {
+        let want = usize::try_from(job.size.saturating_sub(at)).unwrap_or(BLOCK).min(BLOCK);
+        let read = source.read(block.get_mut(..want).unwrap_or_default())?;
+        if read == 0 {
+            return Err(fail(Exit::Failed, format!("{} became shorter: {at} bytes", job.source.display())));
+        }
+        dest.write_all_at(block.get(..read).unwrap_or_default(), at)?;
+        region.flush(usize::try_from(at)?, read)?;
+        at = at.saturating_add(read as u64);
+        bar.inc(read as u64);
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Making files and directories: everything is planned in memory, then the log gets all entries at once, or none.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::Context;
+use famfs_media::{check_new, path_bytes, Body, FileEntry, Interleave, Kind, MkdirEntry, Node, RawMap};
+use uuid::Uuid;
+
+use crate::cli::{Ownership, Striping};
+use crate::exit::{fail, Exit};
+use crate::mounted::{Mounted, Writer};
+
+/// Owner and mode of one new file or directory.
+#[derive(Clone, Copy)]
+pub struct Attributes {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Attributes {
+    /// What the options say, `mode` and the caller's ids where they say nothing.
+    pub fn new(options: &Ownership, mode: u32) -> Self {
+        Self {
+            mode: options.mode.unwrap_or(mode),
+            uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+            gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        }
+    }
+}
+
+/// `mode` without the bits of the caller's umask.
+pub fn masked(mode: u32) -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    let umask = umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022);
+    mode & !umask
+}
+
+/// What planning a file came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// It will be made.
+    New,
+    /// It is there already, with the same size.
+    Same,
+}
+
+/// New entries for a locked log.
+pub struct Plan {
+    writer: Writer,
+    interleave: Option<Interleave>,
+    bodies: Vec<Body>,
+    /// Paths of `bodies`.
+    paths: HashSet<Vec<u8>>,
+}
+
+impl Plan {
+    /// Lock the log of `mounted`.
+    pub fn new(mounted: Mounted, striping: Option<&Striping>) -> anyhow::Result<Self> {
+        let writer = Writer::new(mounted)?;
+        let daxdevs = writer.replay.space.devindexes().count() as u64;
+        let interleave = striping.and_then(|striping| striping.interleave(daxdevs));
+        Ok(Self { writer, interleave, bodies: Vec::new(), paths: HashSet::new() })
+    }
+
+    /// The file system.
+    pub fn mounted(&self) -> &Mounted {
+        &self.writer.mounted
+    }
+
+    /// What is at `path`, new entries not counted.
+    pub fn existing(&self, path: &[u8]) -> Option<&Node> {
+        let tree = &self.writer.replay.tree;
+        tree.get(tree.resolve(path)?)
+    }
+
+    /// Plan a directory. Its parent must exist or be planned before it.
+    pub fn mkdir(&mut self, path: &[u8], attributes: Attributes) -> anyhow::Result<()> {
+        self.claim(path)?;
+        let Attributes { mode, uid, gid } = attributes;
+        self.bodies.push(Body::Mkdir(MkdirEntry { uid, gid, mode, path: path_bytes(path) }));
+        Ok(())
+    }
+
+    /// Plan a file of `size` bytes, with space for it.
+    pub fn file(&mut self, path: &[u8], size: u64, attributes: Attributes) -> anyhow::Result<Planned> {
+        self.claim(path)?;
+        let show = || String::from_utf8_lossy(path).into_owned();
+        match self.existing(path).map(|node| &node.kind) {
+            Some(Kind::File { size: old, .. }) if *old == size => return Ok(Planned::Same),
+            Some(Kind::File { size: old, .. }) => {
+                let text = format!("{}: exists with {old} bytes; a famfs file can not change its size", show());
+                return Err(fail(Exit::Failed, text));
+            }
+            Some(Kind::Dir(_)) => return Err(fail(Exit::Failed, format!("{}: is a directory", show()))),
+            None => {}
+        }
+        let (_, seed) = Uuid::new_v4().as_u64_pair();
+        let map = self.writer.replay.space.allocate(size, self.interleave.as_ref(), seed).with_context(show)?;
+        let Attributes { mode, uid, gid } = attributes;
+        self.bodies.push(Body::File(FileEntry {
+            size,
+            flags: FileEntry::ALL_HOSTS_RW,
+            uid,
+            gid,
+            mode,
+            path: path_bytes(path),
+            map: RawMap::from(&map),
+        }));
+        Ok(Planned::New)
+    }
+
+    fn claim(&mut self, path: &[u8]) -> anyhow::Result<()> {
+        let show = || format!("{:?}", String::from_utf8_lossy(path));
+        check_new(path).map_err(|error| fail(Exit::Usage, format!("path {}: {error}", show())))?;
+        match self.paths.insert(path.to_vec()) {
+            true => Ok(()),
+            false => Err(fail(Exit::Usage, format!("path {} would be made twice", show()))),
+        }
+    }
+
+    /// Write the plan to the log. Afterwards the files can be opened.
+    pub fn publish(self) -> anyhow::Result<Mounted> {
+        self.writer.publish(self.bodies)
+    }
+}
+
+/// Fails unless the file at `path`, which was just made, shows its size: another mount may be over it.
+pub fn check_size(path: &std::path::Path, size: u64) -> anyhow::Result<()> {
+    let found = fs::metadata(path).with_context(|| path.display().to_string())?.size();
+    if found != size {
+        return Err(fail(Exit::Failed, format!("{}: {found} bytes, not {size} as logged", path.display())));
+    }
+    Ok(())
+}

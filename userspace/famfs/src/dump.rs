@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `famfs dump`: superblock and log as they are stored, judged by nothing but their CRCs.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use famfs_media::{Body, Entry, Extent, LogHeader, RawMap, Superblock, ENTRY_BYTES};
+use serde_json::{json, Map, Value};
+
+use crate::image::Image;
+
+/// Options of dump.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A path in a mount, a dax device, or a file that holds a device's first bytes.
+    path: PathBuf,
+    /// Print JSON instead of one line per item.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print everything.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let image = Image::load(&args.path)?;
+    let (superblock, log) = (superblock(&image.superblock_bytes), log(&image.log));
+    let mut out = io::stdout().lock();
+    if args.json {
+        let all = json!({ "superblock": superblock, "log": log });
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+        return Ok(());
+    }
+    writeln!(out, "superblock {superblock}")?;
+    writeln!(out, "log header {}", log.get("header").unwrap_or(&Value::Null))?;
+    for entry in log.get("entries").and_then(Value::as_array).into_iter().flatten() {
+        writeln!(out, "entry {entry}")?;
+    }
+    Ok(())
+}
+
+fn crcs((stored, computed): (u64, u64)) -> [(&'static str, Value); 3] {
+    [
+        ("crc_stored", json!(format!("{stored:08x}"))),
+        ("crc_computed", json!(format!("{computed:08x}"))),
+        ("crc_ok", json!(stored == computed)),
+    ]
+}
+
+/// `fields` and the CRCs of one structure as an object.
+fn object(fields: Value, crc: (u64, u64)) -> Value {
+    let mut object = match fields {
+        Value::Object(object) => object,
+        _ => Map::new(),
+    };
+    object.extend(crcs(crc).map(|(key, value)| (key.to_string(), value)));
+    Value::Object(object)
+}
+
+fn superblock(bytes: &[u8]) -> Value {
+    let Some(sb) = Superblock::decode(bytes) else { return Value::Null };
+    let (magic, version) = Superblock::magic_version(bytes);
+    let fields = json!({
+        "magic": format!("{magic:#x}"),
+        "version": version,
+        "log_offset": sb.log_offset,
+        "log_len": sb.log_len,
+        "alloc_unit": sb.alloc_unit,
+        "omf_major": sb.omf_major,
+        "omf_minor": sb.omf_minor,
+        "fs_uuid": sb.fs_uuid,
+        "dev_uuid": sb.dev_uuid,
+        "system_uuid": sb.system_uuid,
+        "sb_flags": sb.flags,
+        "daxdev_size": sb.dax.size,
+        "daxdev_uuid": sb.dax.uuid,
+        "daxdev_name": String::from_utf8_lossy(&sb.dax.name),
+    });
+    object(fields, Superblock::crcs(bytes))
+}
+
+fn log(bytes: &[u8]) -> Value {
+    let Some(header) = LogHeader::decode(bytes) else { return Value::Null };
+    let fields = json!({
+        "magic": format!("{:#x}", LogHeader::magic(bytes)),
+        "log_len": header.log_len,
+        "last_index": header.last_index,
+        "next_seqnum": header.next_seqnum,
+        "next_index": header.next_index,
+    });
+    let entries = bytes.get(famfs_media::HEADER_BYTES..).unwrap_or_default().chunks_exact(ENTRY_BYTES);
+    let count = usize::try_from(header.next_index).unwrap_or(usize::MAX);
+    json!({
+        "header": object(fields, LogHeader::crcs(bytes)),
+        "entries": entries.take(count).map(entry).collect::<Vec<_>>(),
+    })
+}
+
+fn entry(bytes: &[u8]) -> Value {
+    let Some(entry) = Entry::decode(bytes) else { return Value::Null };
+    let name = match &entry.body {
+        Body::File(_) => "FILE",
+        Body::Mkdir(_) => "MKDIR",
+        Body::Delete => "DELETE",
+        Body::AddDaxdev(_) => "ADD_DAXDEV",
+        Body::Unknown(_) => "?",
+    };
+    let mut fields = json!({ "seqnum": entry.seqnum, "type": entry.type_code(), "type_name": name });
+    if let (Value::Object(fields), Value::Object(more)) = (&mut fields, body(&entry.body)) {
+        fields.extend(more);
+    }
+    object(fields, Entry::crcs(bytes))
+}
+
+fn body(body: &Body) -> Value {
+    match body {
+        Body::File(file) => {
+            let mut fields = json!({
+                "size": file.size,
+                "flags": file.flags,
+                "uid": file.uid,
+                "gid": file.gid,
+                "mode": format!("{:04o}", file.mode),
+                "relpath": path(&file.path),
+            });
+            if let (Value::Object(fields), Value::Object(more)) = (&mut fields, map(&file.map)) {
+                fields.extend(more);
+            }
+            fields
+        }
+        Body::Mkdir(dir) => json!({
+            "uid": dir.uid,
+            "gid": dir.gid,
+            "mode": format!("{:04o}", dir.mode),
+            "relpath": path(&dir.path),
+        }),
+        Body::AddDaxdev(dev) => json!({ "size": dev.size, "uuid": dev.uuid, "index": dev.index }),
+        Body::Delete | Body::Unknown(_) => json!({}),
+    }
+}
+
+fn map(map: &RawMap) -> Value {
+    match map {
+        RawMap::Simple { nextents, extents } => json!({
+            "ext_type": 0,
+            "nextents": nextents,
+            "extents": extents.iter().map(extent).collect::<Vec<_>>(),
+        }),
+        RawMap::Interleaved { niext, nstrips, chunk_size, strips } => json!({
+            "ext_type": 1,
+            "niext": niext,
+            "nstrips": nstrips,
+            "chunk_size": chunk_size,
+            "strips": strips.iter().map(extent).collect::<Vec<_>>(),
+        }),
+        RawMap::Unknown(code) => json!({ "ext_type": code }),
+    }
+}
+
+fn extent(extent: &Extent) -> Value {
+    json!({ "devindex": extent.devindex, "offset": extent.offset, "len": extent.len })
+}
+
+/// The path field up to its first NUL, or all of it.
+fn path(field: &[u8]) -> String {
+    let text: Vec<u8> = field.iter().copied().take_while(|&b| b != 0).collect();
+    String::from_utf8_lossy(&text).into_owned()
+}

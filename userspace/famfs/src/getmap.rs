@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `famfs getmap`: where the bytes of a file are, from the log.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use famfs_media::{Extent, Kind, Map};
+use serde::Serialize;
+
+use crate::exit::{fail, Exit};
+use crate::mounted::Mounted;
+
+/// Options of getmap.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A file in a mounted famfs.
+    file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    file: PathBuf,
+    size: u64,
+    kind: &'static str,
+    /// Bytes on a strip before the next one; of interleaved files only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk_size: Option<u64>,
+    extents: Vec<ExtentReport>,
+}
+
+#[derive(Serialize)]
+struct ExtentReport {
+    devindex: u64,
+    /// Of device 0 only: where the others are is known to the server alone.
+    device: Option<PathBuf>,
+    offset: u64,
+    len: u64,
+}
+
+/// Print the map of a file.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let mounted = Mounted::of(&args.file)?;
+    let relative = mounted.relative(&args.file)?;
+    let replay = mounted.replay()?;
+    let node = replay.tree.resolve(&relative).and_then(|id| replay.tree.get(id));
+    let Some(Kind::File { size, map }) = node.map(|node| &node.kind) else {
+        return Err(fail(Exit::Failed, format!("{} is not a file of the log", args.file.display())));
+    };
+    let extent = |e: &Extent| ExtentReport {
+        devindex: e.devindex,
+        device: (e.devindex == 0).then(|| mounted.device.clone()),
+        offset: e.offset,
+        len: e.len,
+    };
+    let (kind, chunk_size) = match map {
+        Map::Simple(_) => ("simple", None),
+        Map::Interleaved { chunk_size, .. } => ("interleaved", Some(*chunk_size)),
+    };
+    let extents = map.extents().iter().map(extent).collect();
+    Report { file: args.file.clone(), size: *size, kind, chunk_size, extents }.print(args.json)
+}
+
+impl Report {
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
+        if json {
+            writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
+            return Ok(());
+        }
+        let chunks = self.chunk_size.map_or_else(String::new, |bytes| format!(" in chunks of {bytes:#x}"));
+        writeln!(out, "{}: {} bytes, {}{chunks}", self.file.display(), self.size, self.kind)?;
+        for e in &self.extents {
+            let device = e.device.as_ref().map_or_else(String::new, |path| format!(" {}", path.display()));
+            writeln!(out, "  daxdev {}{device} offset {:#x} length {:#x}", e.devindex, e.offset, e.len)?;
+        }
+        Ok(())
+    }
+}
