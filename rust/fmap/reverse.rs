@@ -50,11 +50,11 @@ impl Layout {
         dev: Range<u64>,
     ) -> impl Iterator<Item = Range<u64>> + 'a {
         let mapped = self.mapped_len();
+        // An extent may go far beyond the end of the file, and has no pieces there.
         let pieces = self
             .extents(cells)
-            .flat_map(move |extent| extent.pieces(slot, dev.clone()))
-            .map(move |piece| piece.start..piece.end.min(mapped))
-            .filter(|piece| !piece.is_empty());
+            .take_while(move |extent| extent.file.start < mapped)
+            .flat_map(move |extent| extent.cut(mapped).pieces(slot, dev.clone()));
         Coalesce {
             pieces,
             pending: None,
@@ -99,6 +99,12 @@ impl<'a> Extent<'a> {
             file,
             strips: Strips::One(target.slot(), offset),
         })
+    }
+
+    /// The part before the byte `end` of the file.
+    fn cut(mut self, end: u64) -> Self {
+        self.file.end = self.file.end.min(end);
+        self
     }
 
     /// The file ranges, in order, of the chunks or parts of chunks within `dev`.
