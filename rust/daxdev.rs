@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A daxdev: a dax device in a mount's table, and what became of its memory.
+
+use core::ops::Range;
+
+use kernel::{
+    new_mutex,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    },
+};
+
+use crate::{
+    provider::Famfs,
+    sys::{
+        dax::{
+            DaxDevice,
+            Failure,
+            HeldDaxDevice,
+            Holder, //
+        },
+        errno::{
+            EHWPOISON,
+            EOPNOTSUPP, //
+        },
+        fuse::InodeRef,
+        rmap::{
+            Cursor,
+            Rmap, //
+        },
+    },
+};
+
+/// What a memory failure takes away.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    /// Every file that has memory on the device.
+    Device,
+    /// The poisoned bytes.
+    Range,
+}
+
+impl Policy {
+    /// The one that the module was loaded with. `EINVAL` if there is no such policy.
+    pub(crate) fn of_module() -> Result<Self> {
+        match *crate::module_parameters::failure_range.value() {
+            0 => Ok(Self::Device),
+            1 => Ok(Self::Range),
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+/// How memory is reached: it makes a difference to the error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// By a page fault: whether the very page is poisoned decides about the signal.
+    Fault,
+    /// By read or write.
+    ReadWrite,
+}
+
+/// A daxdev, exclusively held by its mount.
+pub(crate) struct Daxdev {
+    held: HeldDaxDevice<DaxState>,
+    /// By what the server called it.
+    name: CString,
+}
+
+impl Daxdev {
+    /// Takes the device. `EBUSY`, `EOPNOTSUPP`, `ENODEV`: see [`DaxDevice::hold`].
+    pub(crate) fn new(
+        dev: DaxDevice,
+        index: u16,
+        name: CString,
+        policy: Policy,
+    ) -> Result<Arc<Self>> {
+        let state = DaxState::new(index, policy)?;
+        let held = dev.hold(state)?;
+        Ok(Arc::new(Self { held, name }, GFP_KERNEL)?)
+    }
+
+    #[inline]
+    pub(crate) fn held(&self) -> &HeldDaxDevice<DaxState> {
+        &self.held
+    }
+
+    #[inline]
+    pub(crate) fn state(&self) -> &DaxState {
+        self.held.holder()
+    }
+
+    pub(crate) fn name(&self) -> &CStr {
+        &self.name
+    }
+}
+
+/// What became of a daxdev's memory, and the files that care.
+#[pin_data]
+pub(crate) struct DaxState {
+    index: u16,
+    policy: Policy,
+    /// [`INTACT`], [`FAILED`] or [`REMOVED`]; it only grows. Set before the files are told.
+    health: Atomic<u32>,
+    /// The poisoned ranges, in bytes of the device, in the order of their arrival.
+    #[pin]
+    poison: Mutex<KVec<Range<u64>>>,
+    rmap: Arc<Rmap<Famfs>>,
+}
+
+const INTACT: u32 = 0;
+const FAILED: u32 = 1;
+const REMOVED: u32 = 2;
+
+impl DaxState {
+    fn new(index: u16, policy: Policy) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                index,
+                policy,
+                health: Atomic::new(INTACT),
+                poison <- new_mutex!(KVec::new(), "famfs::DaxState::poison"),
+                rmap: Rmap::new()?,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// By what fmaps call it.
+    pub(crate) fn index(&self) -> u16 {
+        self.index
+    }
+
+    pub(crate) fn rmap(&self) -> &Arc<Rmap<Famfs>> {
+        &self.rmap
+    }
+
+    /// Its state in a word.
+    pub(crate) fn health(&self) -> &'static str {
+        match self.health.load(Relaxed) {
+            INTACT => "ok",
+            FAILED => "failed",
+            _ => "removed",
+        }
+    }
+
+    pub(crate) fn is_intact(&self) -> bool {
+        self.health.load(Relaxed) == INTACT
+    }
+
+    /// Number of bytes that may be accessed from `offset` on, of `len` that are there; at least 1.
+    ///
+    /// `EHWPOISON`: poisoned, or on a device with poison (policy `device`), unless that is found
+    /// by a fault on another page, which gets `EIO`. `ENXIO`: the device is gone.
+    #[cold]
+    pub(crate) fn check(&self, offset: u64, len: u64, access: Access) -> Result<u64> {
+        match self.health.load(Relaxed) {
+            INTACT => return Ok(len),
+            FAILED => (),
+            _ => return Err(ENXIO),
+        }
+        let end = offset.saturating_add(len);
+        let poison = self.poison.lock();
+        let hit = poison
+            .iter()
+            .filter(|range| range.end > offset && range.start < end);
+        let start = hit.map(|range| range.start).min().unwrap_or(end);
+        match self.policy {
+            _ if start <= offset => Err(EHWPOISON()),
+            Policy::Range => Ok(start.wrapping_sub(offset)),
+            Policy::Device if access == Access::Fault => Err(EIO),
+            Policy::Device => Err(EHWPOISON()),
+        }
+    }
+
+    /// Raises the health to at least `to`. What reads it later, after the lock of the reverse map,
+    /// sees this.
+    fn worsen(&self, to: u32) {
+        let mut old = self.health.load(Relaxed);
+        while old < to {
+            match self.health.cmpxchg(old, to, Relaxed) {
+                Ok(_) => break,
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Calls `f` with every file that may have memory in `range`.
+    fn for_each_file(&self, range: Range<u64>, mut f: impl FnMut(&InodeRef<Famfs>)) {
+        let mut cursor = Cursor::default();
+        while let Some(inode) = self.rmap.next(range.clone(), &mut cursor) {
+            f(&inode);
+        }
+    }
+
+    fn removal(&self) {
+        self.worsen(REMOVED);
+        pr_warn!(
+            "daxdev {}: its driver goes away under a mount\n",
+            self.index
+        );
+        self.for_each_file(0..u64::MAX, |inode| {
+            if let Some(file) = inode.file() {
+                file.head.suspect();
+                inode.break_layout();
+            }
+        });
+    }
+
+    fn poison(&self, range: Range<u64>, failure: Failure) -> Result {
+        {
+            let mut poison = self.poison.lock();
+            if !poison
+                .iter()
+                .any(|old| old.start <= range.start && old.end >= range.end)
+            {
+                poison.push(range.clone(), GFP_KERNEL)?;
+            }
+        }
+        self.worsen(FAILED);
+        pr_warn!(
+            "daxdev {}: memory failure at {:#x}, {:#x} bytes\n",
+            self.index,
+            range.start,
+            range.end.wrapping_sub(range.start)
+        );
+        let affected = match self.policy {
+            Policy::Device => 0..u64::MAX,
+            Policy::Range => range.clone(),
+        };
+        let mut result = Ok(());
+        self.for_each_file(affected, |inode| {
+            let Some(file) = inode.file() else { return };
+            file.head.suspect();
+            for hit in file.head.ranges_on(file.words, self, range.clone()) {
+                result = result.and(inode.kill_procs(hit, failure));
+            }
+        });
+        result
+    }
+}
+
+impl Holder for DaxState {
+    fn notify_failure(&self, failure: Failure) -> Result {
+        if failure.is_removal() {
+            self.removal();
+            return Ok(());
+        }
+        let end = failure.offset.saturating_add(failure.len);
+        if end <= failure.offset {
+            return Err(EOPNOTSUPP());
+        }
+        self.poison(failure.offset..end, failure)
+    }
+}

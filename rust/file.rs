@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A file's map as its inode keeps it: what every fault, read and write goes through.
+
+use core::ops::Range;
+
+use kernel::{
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+};
+
+use crate::{
+    daxdev::{
+        Access,
+        DaxState,
+        Daxdev, //
+    },
+    fmap::Layout,
+    sys::{
+        fuse::{
+            FileHead,
+            FileRef, //
+        },
+        iomap::Mapping, //
+    },
+};
+
+/// The devices of a map, by slot. Nearly all maps have one.
+pub(crate) struct Devices {
+    first: Arc<Daxdev>,
+    rest: Option<KBox<KVec<Arc<Daxdev>>>>,
+}
+
+impl Devices {
+    /// In the order of their slots. `EINVAL` if there are none.
+    pub(crate) fn new(mut devices: KVec<Arc<Daxdev>>) -> Result<Self> {
+        let first = devices.remove(0).map_err(|_| EINVAL)?;
+        let rest = match devices.len() {
+            0 => None,
+            _ => Some(KBox::new(devices, GFP_KERNEL)?),
+        };
+        Ok(Self { first, rest })
+    }
+
+    #[inline]
+    fn get(&self, slot: u16) -> Option<&Daxdev> {
+        match usize::from(slot).checked_sub(1) {
+            None => Some(&self.first),
+            Some(i) => self.rest.as_ref()?.get(i).map(|dev| &**dev),
+        }
+    }
+
+    /// With their slots.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u16, &Arc<Daxdev>)> {
+        let rest = self.rest.iter().flat_map(|rest| rest.iter());
+        (0..=u16::MAX).zip(Iterator::chain(core::iter::once(&self.first), rest))
+    }
+}
+
+/// The head of a file's map; the cells of the layout are the words behind it. With what surrounds
+/// it, it fills a cache line.
+#[repr(C)]
+pub(crate) struct FileMap {
+    layout: Layout,
+    /// Not 0: the devices must be asked whether they are well.
+    suspect: Atomic<u32>,
+    words: u32,
+    devices: Devices,
+}
+
+const _: () = assert!(size_of::<FileMap>() <= 64);
+
+impl FileHead for FileMap {
+    #[inline]
+    fn words_len(&self) -> usize {
+        self.words as usize
+    }
+}
+
+impl FileMap {
+    /// `EFBIG` if the layout has more cells than a message can ask for.
+    pub(crate) fn new(layout: Layout, devices: Devices) -> Result<Self> {
+        Ok(Self {
+            layout,
+            suspect: Atomic::new(0),
+            words: layout.cells_len().try_into().map_err(|_| EFBIG)?,
+            devices,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Makes every access ask the devices. There is no way back: an access that found the map
+    /// unsuspicious may still be under way, and whoever calls this waits for it or kills it.
+    pub(crate) fn suspect(&self) {
+        self.suspect.store(1, Relaxed);
+    }
+
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.suspect.load(Relaxed) != 0
+    }
+
+    /// The ranges of the file, in bytes, in the range `dev` of the device `state`.
+    pub(crate) fn ranges_on<'a>(
+        &'a self,
+        words: &'a [u64],
+        state: &'a DaxState,
+        dev: Range<u64>,
+    ) -> impl Iterator<Item = Range<u64>> + 'a {
+        self.devices
+            .iter()
+            .filter(|(_, daxdev)| core::ptr::eq(daxdev.state(), state))
+            .flat_map(move |(slot, _)| self.layout.file_ranges(words, slot, dev.clone()))
+    }
+
+    /// The memory behind byte `pos`, for a fault. `EIO` past the end of the file.
+    #[inline]
+    pub(crate) fn map(file: FileRef<'_, Self>, pos: u64) -> Result<Mapping<'_, DaxState>> {
+        Self::locate(file, pos, Access::Fault)
+    }
+
+    #[inline]
+    fn locate(file: FileRef<'_, Self>, pos: u64, access: Access) -> Result<Mapping<'_, DaxState>> {
+        let FileRef { head, words } = file;
+        let run = head.layout.resolve(words, pos).ok_or(EIO)?;
+        let dev = head.devices.get(run.slot).ok_or(EIO)?;
+        let mut len = run.len;
+        if head.is_suspect() {
+            len = dev.state().check(run.offset, len, access)?;
+        }
+        Ok(Mapping {
+            dev: dev.held(),
+            offset: run.offset,
+            len,
+        })
+    }
+
+    /// Reads from byte `pos` on; 0 at the end of the file. Short up to what can't be read; an
+    /// error if nothing can: `EHWPOISON`, `ENXIO`, or `EFAULT` if the destination is at fault.
+    pub(crate) fn read(
+        file: FileRef<'_, Self>,
+        pos: u64,
+        iter: &mut IovIterDest<'_>,
+    ) -> Result<usize> {
+        let left = file.head.layout.file_size().saturating_sub(pos);
+        let len = left.min(iter.len() as u64);
+        Self::transfer(file, pos, len, |mapping, len| {
+            mapping.dev.read(mapping.offset, len, iter)
+        })
+    }
+
+    /// Writes at most `len` bytes from byte `pos` on. `ENOSPC` at the end of the file, as at that
+    /// of a block device; otherwise as [`read`](Self::read).
+    pub(crate) fn write(
+        file: FileRef<'_, Self>,
+        pos: u64,
+        len: usize,
+        iter: &mut IovIterSource<'_>,
+    ) -> Result<usize> {
+        let left = file.head.layout.file_size().saturating_sub(pos);
+        if left == 0 {
+            return Err(ENOSPC);
+        }
+        Self::transfer(file, pos, left.min(len as u64), |mapping, len| {
+            mapping.dev.write(mapping.offset, len, iter)
+        })
+    }
+
+    #[inline]
+    fn transfer(
+        file: FileRef<'_, Self>,
+        pos: u64,
+        len: u64,
+        mut copy: impl FnMut(&Mapping<'_, DaxState>, u64) -> Result<usize>,
+    ) -> Result<usize> {
+        let mut done = 0u64;
+        while done < len {
+            // Neither wraps: pos + len is at most the size of the file.
+            let at = pos.wrapping_add(done);
+            let rest = len.wrapping_sub(done);
+            let step = Self::locate(file, at, Access::ReadWrite)
+                .and_then(|mapping| copy(&mapping, mapping.len.min(rest)));
+            match step {
+                Ok(0) if done == 0 => return Err(EFAULT),
+                Err(error) if done == 0 => return Err(error),
+                Ok(0) | Err(_) => break,
+                Ok(n) => done = done.wrapping_add(n as u64),
+            }
+        }
+        Ok(done as usize)
+    }
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * C that Rust can't call directly: inline functions and macros.
+ */
+#ifndef FAMFS_HELPERS_H
+#define FAMFS_HELPERS_H
+
+#include <linux/rbtree.h>
+#include <linux/types.h>
+
+struct cred;
+struct inode;
+struct vm_area_struct;
+
+/**
+ * struct famfs_rmap_node - a range of device memory in an interval tree
+ * @rb: the tree's
+ * @start: first byte
+ * @last: last byte
+ * @subtree_last: the tree's
+ */
+struct famfs_rmap_node {
+	struct rb_node rb;
+	u64 start;
+	u64 last;
+	u64 subtree_last;
+};
+
+void famfs_rmap_add(struct famfs_rmap_node *node, struct rb_root_cached *root);
+void famfs_rmap_del(struct famfs_rmap_node *node, struct rb_root_cached *root);
+struct famfs_rmap_node *famfs_rmap_first(struct rb_root_cached *root, u64 start,
+					 u64 last);
+struct famfs_rmap_node *famfs_rmap_next(struct famfs_rmap_node *node, u64 start,
+					u64 last);
+
+const struct cred *famfs_current_cred(void);
+void famfs_vma_set_hugepage(struct vm_area_struct *vma);
+void famfs_warn(dev_t dev, u64 ino, const char *text);
+
+#endif /* FAMFS_HELPERS_H */

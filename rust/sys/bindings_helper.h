@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What bindgen is shown for sys/bindings_generated.rs.
+ */
+#include <linux/dax.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <linux/fuse_fmap.h>
+#include <linux/iomap.h>
+#include <linux/mount.h>
+#include <linux/namei.h>
+
+#include "../helpers.h"
+
+/* Macros that bindgen can't evaluate. */
+const unsigned int RUST_CONST_HELPER_LOOKUP_FOLLOW = LOOKUP_FOLLOW;
+const unsigned int RUST_CONST_HELPER_MINORBITS = MINORBITS;

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! DAX devices, and being their holder.
+//!
+//! C header: `include/linux/dax.h`.
+
+use core::ptr::{
+    self,
+    NonNull, //
+};
+
+use kernel::{
+    alloc::flags::GFP_KERNEL,
+    error::to_result,
+    ffi,
+    fs::file::LocalFile,
+    global_lock,
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    page::{
+        PAGE_MASK,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::Arc,
+    types::{
+        NotThreadSafe,
+        ScopeGuard, //
+    },
+};
+
+use super::bindings;
+
+/// A memory failure, or the removal of a device, as its holder learns of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Failure {
+    /// First byte, from the start of the device.
+    pub(crate) offset: u64,
+    /// Number of bytes; `u64::MAX` for all of the device.
+    pub(crate) len: u64,
+    flags: i32,
+}
+
+impl Failure {
+    /// The memory is intact, but its driver is about to let go of it.
+    pub(crate) fn is_removal(&self) -> bool {
+        self.flags & bindings::mf_flags_MF_MEM_PRE_REMOVE as i32 != 0
+    }
+
+    /// `enum mf_flags`.
+    pub(super) fn flags(&self) -> i32 {
+        self.flags
+    }
+}
+
+/// What a holder of a DAX device implements.
+pub(crate) trait Holder: Send + Sync {
+    /// Memory of the device failed, or the device goes away.
+    ///
+    /// May sleep. Called in a read-side section of `dax_srcu`: must not let go of the device.
+    fn notify_failure(&self, failure: Failure) -> Result;
+}
+
+struct Held {
+    dev: usize,
+    holder: Arc<dyn Holder>,
+    /// `kill_dax()` is about to end the holding from its side.
+    removed: bool,
+}
+
+global_lock! {
+    // SAFETY: `init` is called before any other use.
+    //
+    // All devices that are held, by the address of their `struct dax_device`. A notification that
+    // comes late finds its device gone from here; to trust `dax_holder()` then would be wrong,
+    // since it may be somebody else's already. A leaf: nothing is locked under it.
+    unsafe(uninit) static HELD: Mutex<KVec<Held>> = KVec::new();
+}
+
+/// Makes this file's locks usable.
+///
+/// # Safety
+///
+/// Called once, before anything else of this file.
+pub(super) unsafe fn init() {
+    // SAFETY: By the function's own requirement.
+    unsafe { HELD.init() };
+}
+
+/// A reference to a `struct dax_device`.
+///
+/// # Invariants
+///
+/// Owns a reference, which `put_dax()` drops.
+pub(crate) struct DaxDevice(NonNull<bindings::dax_device>);
+
+// SAFETY: The reference count of a `struct dax_device` is atomic.
+unsafe impl Send for DaxDevice {}
+
+impl DaxDevice {
+    /// Finds the device of the character device at `path`, in the name space of the current task.
+    ///
+    /// `EINVAL`: not a character device; `EACCES`: on a mount with `nodev`; `ENODEV`: not a DAX
+    /// device; or why the path can't be followed.
+    pub(crate) fn by_path(path: &CStr) -> Result<Self> {
+        let mut raw = bindings::path::default();
+        // SAFETY: `path` is a valid string, and `raw` may be written.
+        to_result(unsafe {
+            bindings::kern_path(
+                path.as_char_ptr(),
+                bindings::RUST_CONST_HELPER_LOOKUP_FOLLOW,
+                &mut raw,
+            )
+        })?;
+        let raw = ScopeGuard::new_with_data(raw, |raw| {
+            // SAFETY: `kern_path` succeeded, and this is the one time that its reference is put.
+            unsafe { bindings::path_put(&raw) }
+        });
+        // SAFETY: A path holds a mount and a positive dentry, and the reference keeps both.
+        let (inode, mnt_flags) = unsafe { ((*raw.dentry).d_inode, (*raw.mnt).mnt_flags) };
+        // SAFETY: The dentry keeps the inode, whose type and device number never change.
+        let (mode, devt) = unsafe { ((*inode).i_mode, (*inode).i_rdev) };
+        if u32::from(mode) & bindings::S_IFMT != bindings::S_IFCHR {
+            return Err(EINVAL);
+        }
+        if mnt_flags & bindings::mount_flags_MNT_NODEV as i32 != 0 {
+            return Err(EACCES);
+        }
+        let dev = Self::by_number(devt)?;
+        // Only a device that a dax driver made can be opened; a DAX device of another kind has a
+        // number too, and `fs_dax_get()` would take its private data for a `struct dev_dax`.
+        // SAFETY: `raw` is a valid path, and the current credentials are valid.
+        let file = kernel::error::from_err_ptr(unsafe {
+            bindings::dentry_open(
+                &*raw,
+                bindings::O_RDONLY as i32,
+                bindings::famfs_current_cred(),
+            )
+        })?;
+        // SAFETY: `dentry_open` returned a reference to an open file.
+        unsafe { bindings::fput(file) };
+        Ok(dev)
+    }
+
+    /// Finds the device of a character device that the current task has open.
+    ///
+    /// `EBADF`: no such descriptor; `EINVAL`: not a character device; `ENODEV`: not a DAX device.
+    pub(crate) fn by_fd(fd: u32) -> Result<Self> {
+        let file = LocalFile::fget(fd).map_err(|_| EBADF)?;
+        // SAFETY: An open file has an inode, whose type and device number never change.
+        let (mode, devt) = unsafe {
+            let inode = (*file.as_ptr()).f_inode;
+            ((*inode).i_mode, (*inode).i_rdev)
+        };
+        if u32::from(mode) & bindings::S_IFMT != bindings::S_IFCHR {
+            return Err(EINVAL);
+        }
+        Self::by_number(devt)
+    }
+
+    fn by_number(devt: bindings::dev_t) -> Result<Self> {
+        // SAFETY: Any number may be asked for.
+        let dev = unsafe { bindings::dax_dev_get(devt) };
+        // INVARIANT: `dax_dev_get` returned a reference.
+        NonNull::new(dev).map(Self).ok_or(ENODEV)
+    }
+
+    /// Becomes the one holder of the device.
+    ///
+    /// `EBUSY`: it has one; `EOPNOTSUPP`: it is not in fsdev mode; `ENODEV`: it is gone.
+    pub(crate) fn hold<T: Holder + 'static>(self, holder: Arc<T>) -> Result<HeldDaxDevice<T>> {
+        let mut held = HELD.lock();
+        held.reserve(1, GFP_KERNEL)?;
+        // SAFETY: `self` is a reference to the device. The address of the holder is unique while
+        // it is used, since `HeldDaxDevice` owns it, and nobody follows it.
+        to_result(unsafe {
+            bindings::fs_dax_get(
+                self.0.as_ptr(),
+                Arc::as_ptr(&holder).cast_mut().cast(),
+                &HOLDER_OPS,
+            )
+        })?;
+        // INVARIANT: `fs_dax_get` took a reference of its own, and made `holder` the holder.
+        let dev = HeldDaxDevice {
+            dev: self.0,
+            holder: holder.clone(),
+        };
+        let entry = Held {
+            dev: self.0.as_ptr().addr(),
+            holder,
+            removed: false,
+        };
+        if held.push_within_capacity(entry).is_err() {
+            drop(held);
+            return Err(ENOMEM);
+        }
+        Ok(dev)
+    }
+}
+
+impl Drop for DaxDevice {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, and `drop` runs once.
+        unsafe { bindings::put_dax(self.0.as_ptr()) };
+    }
+}
+
+/// A DAX device that nobody else uses.
+///
+/// # Invariants
+///
+/// Owns a reference to `dev`, as `fs_dax_get(dev, holder)` took it, and has not put it.
+pub(crate) struct HeldDaxDevice<T: Holder + 'static> {
+    dev: NonNull<bindings::dax_device>,
+    holder: Arc<T>,
+}
+
+// SAFETY: All that is done with the device is safe from any thread, as is what `T` does.
+unsafe impl<T: Holder> Send for HeldDaxDevice<T> {}
+// SAFETY: As above.
+unsafe impl<T: Holder> Sync for HeldDaxDevice<T> {}
+
+impl<T: Holder> HeldDaxDevice<T> {
+    /// Who holds it.
+    #[inline]
+    pub(crate) fn holder(&self) -> &Arc<T> {
+        &self.holder
+    }
+
+    /// The C device, valid as long as `self`.
+    #[inline]
+    pub(super) fn as_raw(&self) -> *mut bindings::dax_device {
+        self.dev.as_ptr()
+    }
+
+    /// Number of bytes that can be reached at `offset`, at most `len`; both in bytes. `ERANGE` if
+    /// there are none.
+    pub(crate) fn probe(&self, offset: u64, len: u64) -> Result<u64> {
+        let pages = (len >> PAGE_SHIFT).min(isize::MAX as u64) as isize;
+        let access = DaxAccess::new();
+        let (_, pages) = access.translate(self.as_raw(), offset, pages)?;
+        Ok(pages << PAGE_SHIFT)
+    }
+
+    /// Copies memory from `offset` on to `iter`, at most `len` bytes, and returns how many.
+    ///
+    /// Fewer than asked for means that the memory is not contiguous, that it is poisoned, or that
+    /// the destination can't be written.
+    #[inline]
+    pub(crate) fn read(&self, offset: u64, len: u64, iter: &mut IovIterDest<'_>) -> Result<usize> {
+        let access = DaxAccess::new();
+        let (addr, len) = access.span(self.as_raw(), offset, len)?;
+        // SAFETY: `span` returned `len` bytes of memory, which stays as long as `access`. User
+        // space may change it meanwhile, and no reference to it is made. What is poisoned is
+        // detected by the copy.
+        Ok(unsafe { bindings::_copy_mc_to_iter(addr, len, iter.as_raw()) })
+    }
+
+    /// Copies at most `len` bytes from `iter` to memory from `offset` on, and returns how many.
+    ///
+    /// Fewer than asked for means that the memory is not contiguous, or that the source can't be
+    /// read.
+    #[inline]
+    pub(crate) fn write(
+        &self,
+        offset: u64,
+        len: u64,
+        iter: &mut IovIterSource<'_>,
+    ) -> Result<usize> {
+        let access = DaxAccess::new();
+        let (addr, len) = access.span(self.as_raw(), offset, len)?;
+        // SAFETY: `span` returned `len` bytes of memory, which stays as long as `access`. User
+        // space may change it meanwhile, and no reference to it is made.
+        Ok(unsafe { bindings::_copy_from_iter(addr, len, iter.as_raw()) })
+    }
+}
+
+impl<T: Holder> Drop for HeldDaxDevice<T> {
+    fn drop(&mut self) {
+        let cookie: *mut ffi::c_void = Arc::as_ptr(&self.holder).cast_mut().cast();
+        let mut removed = false;
+        HELD.lock().retain(|held| {
+            let this = held.dev == self.dev.as_ptr().addr();
+            removed |= this && held.removed;
+            !this
+        });
+        if !removed {
+            // SAFETY: By the type invariant, and `drop` runs once.
+            unsafe { bindings::fs_put_dax(self.dev.as_ptr(), cookie) };
+            return;
+        }
+        // `kill_dax()` clears the holder after every reader of it is gone. To let it, instead of
+        // clearing it here, leaves alone whoever becomes the next holder.
+        // SAFETY: `self.dev` is a reference to the device.
+        while unsafe { bindings::dax_holder(self.dev.as_ptr()) } == cookie {
+            // SAFETY: No requirements; this context may sleep.
+            unsafe { bindings::msleep(1) };
+        }
+        // SAFETY: By the type invariant there is a reference, and `drop` runs once.
+        unsafe { bindings::put_dax(self.dev.as_ptr()) };
+    }
+}
+
+/// A section in which a device that is alive stays so.
+struct DaxAccess {
+    id: i32,
+    _not_send: NotThreadSafe,
+}
+
+impl DaxAccess {
+    #[inline]
+    fn new() -> Self {
+        Self {
+            // SAFETY: No requirements.
+            id: unsafe { bindings::dax_read_lock() },
+            _not_send: NotThreadSafe,
+        }
+    }
+
+    /// Address and number of the pages, at most `pages`, at `offset` bytes from the start of the
+    /// device.
+    #[inline]
+    fn translate(
+        &self,
+        dev: *mut bindings::dax_device,
+        offset: u64,
+        pages: isize,
+    ) -> Result<(*mut ffi::c_void, u64)> {
+        let mut addr = ptr::null_mut();
+        // SAFETY: Callers pass a device that they hold; `self` is the section that is required.
+        let n = unsafe {
+            bindings::dax_direct_access(
+                dev,
+                (offset >> PAGE_SHIFT) as usize,
+                pages,
+                bindings::dax_access_mode_DAX_ACCESS,
+                &mut addr,
+                ptr::null_mut(),
+            )
+        };
+        match u64::try_from(n) {
+            Ok(0) => Err(ERANGE),
+            Ok(n) => Ok((addr, n)),
+            Err(_) => Err(Error::from_errno(n as i32)),
+        }
+    }
+
+    /// Address and number of the bytes, at most `len`, at `offset`.
+    #[inline]
+    fn span(
+        &self,
+        dev: *mut bindings::dax_device,
+        offset: u64,
+        len: u64,
+    ) -> Result<(*mut ffi::c_void, usize)> {
+        let in_page = offset as usize & !PAGE_MASK;
+        let len = len.min(1 << 30) as usize;
+        let pages = in_page.wrapping_add(len).wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
+        let (addr, pages) = self.translate(dev, offset, pages as isize)?;
+        let reach = ((pages as usize) << PAGE_SHIFT).wrapping_sub(in_page);
+        Ok((addr.wrapping_byte_add(in_page), len.min(reach)))
+    }
+}
+
+impl Drop for DaxAccess {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `id` came from `dax_read_lock` on this thread.
+        unsafe { bindings::dax_read_unlock(self.id) };
+    }
+}
+
+static HOLDER_OPS: bindings::dax_holder_operations = bindings::dax_holder_operations {
+    notify_failure: Some(notify_failure),
+};
+
+/// # Safety
+///
+/// Called by `dax_holder_notify_failure()`: `dev` is valid, and `dax_srcu` is held for reading.
+unsafe extern "C" fn notify_failure(
+    dev: *mut bindings::dax_device,
+    offset: u64,
+    len: u64,
+    flags: ffi::c_int,
+) -> ffi::c_int {
+    let failure = Failure { offset, len, flags };
+    let holder = {
+        let mut held = HELD.lock();
+        let Some(held) = held.iter_mut().find(|held| held.dev == dev.addr()) else {
+            return super::errno::EOPNOTSUPP().to_errno();
+        };
+        held.removed |= failure.is_removal();
+        held.holder.clone()
+    };
+    match holder.notify_failure(failure) {
+        Ok(()) => 0,
+        Err(error) => error.to_errno(),
+    }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Faults on mappings of files that have a map.
+//!
+//! C headers: `include/linux/mm.h`, `include/linux/dax.h`.
+
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
+
+use kernel::ffi;
+
+use super::{
+    bindings,
+    fuse::FmapProvider,
+    iomap::IomapTable, //
+};
+
+pub(super) struct VmTable<P>(PhantomData<P>);
+
+impl<P: FmapProvider> VmTable<P> {
+    /// No `map_pages`: that looks for folios of a page cache.
+    const OPS: bindings::vm_operations_struct = bindings::vm_operations_struct {
+        fault: Some(Self::fault),
+        huge_fault: Some(Self::huge_fault),
+        page_mkwrite: Some(Self::fault),
+        pfn_mkwrite: Some(Self::fault),
+        ..pin_init::zeroed()
+    };
+
+    /// Makes the vma one of this table, with huge entries where its alignment allows them.
+    ///
+    /// # Safety
+    ///
+    /// `vma` is being set up by `mmap()`, for a file whose inode has a map of `P`.
+    pub(super) unsafe fn mmap(vma: *mut bindings::vm_area_struct) {
+        // SAFETY: Nobody else uses the vma yet, by the function's own requirement.
+        unsafe {
+            (*vma).vm_ops = const { &Self::OPS };
+            bindings::famfs_vma_set_hugepage(vma);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by mm with a fault on a vma that [`mmap`](Self::mmap) set up.
+    unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: By the function's own requirement.
+        unsafe { Self::huge_fault(vmf, 0) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`fault`](Self::fault).
+    unsafe extern "C" fn huge_fault(
+        vmf: *mut bindings::vm_fault,
+        order: ffi::c_uint,
+    ) -> bindings::vm_fault_t {
+        // No lock against truncation is needed, since there is none. The pfn is for `MAP_SYNC`,
+        // which fuse doesn't support.
+        // SAFETY: By the function's own requirement the fault is valid and its inode has a map.
+        unsafe {
+            bindings::dax_iomap_fault(
+                vmf,
+                order,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                const { &IomapTable::<P>::OPS },
+            )
+        }
+    }
+}
