@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use famfs_media::{Extent, Kind, Map};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::exit::{fail, Exit};
 use crate::mounted::Mounted;
+use crate::server::stats;
 
 /// Options of getmap.
 #[derive(clap::Args)]
@@ -34,7 +35,7 @@ struct Report {
 #[derive(Serialize)]
 struct ExtentReport {
     devindex: u64,
-    /// Of device 0 only: where the others are is known to the server alone.
+    /// As the server knows it; `None` when it does not answer.
     device: Option<PathBuf>,
     offset: u64,
     len: u64,
@@ -49,9 +50,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let Some(Kind::File { size, map }) = node.map(|node| &node.kind) else {
         return Err(fail(Exit::Failed, format!("{} is not a file of the log", args.file.display())));
     };
+    let devices = devices(&mounted);
     let extent = |e: &Extent| ExtentReport {
         devindex: e.devindex,
-        device: (e.devindex == 0).then(|| mounted.device.clone()),
+        device: usize::try_from(e.devindex).ok().and_then(|index| devices.get(index).cloned()),
         offset: e.offset,
         len: e.len,
     };
@@ -61,6 +63,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let extents = map.extents().iter().map(extent).collect();
     Report { file: args.file.clone(), size: *size, kind, chunk_size, extents }.print(args.json)
+}
+
+/// Paths of the daxdevs by index. Which path a daxdev has on this host is known to the server alone.
+fn devices(mounted: &Mounted) -> Vec<PathBuf> {
+    let status = stats::read(&mounted.device).unwrap_or_default();
+    let listed = status.get("devices").and_then(|devices| Vec::deserialize(devices).ok());
+    listed.unwrap_or_else(|| vec![mounted.device.clone()])
 }
 
 impl Report {

@@ -22,6 +22,7 @@ mod mount;
 mod mounted;
 mod server;
 mod size;
+mod status;
 mod system;
 #[cfg(test)]
 mod testing;

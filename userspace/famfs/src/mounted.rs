@@ -108,6 +108,13 @@ pub fn mount_point(device: &Path) -> anyhow::Result<Option<PathBuf>> {
     Ok(mount.map(|mount| mount.point))
 }
 
+/// Device 0 of the famfs that is mounted on `path` or from it. Looks at nothing but the mount table.
+pub fn device_of(path: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    let named = |m: &Mount| m.fstype.starts_with(b"fuse") && (m.point == path || m.source == path);
+    Ok(mounts()?.into_iter().rev().find(named).map(|mount| mount.source))
+}
+
 /// The directory that `path` is in.
 pub fn parent(path: &Path) -> &Path {
     match path.parent() {
