@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! fsck and dump on plain files that hold a device's first bytes: output and exit codes, on the golden vectors.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{json, Value};
+use tempfile::TempDir;
+
+fn vectors() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/vectors")
+}
+
+fn manifest() -> Vec<Value> {
+    let text = std::fs::read(vectors().join("manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&text).unwrap();
+    manifest["vectors"].as_array().unwrap().clone()
+}
+
+/// A file `image` with a superblock and a log where a device has them.
+fn image(superblock: &str, log: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::create(dir.path().join("image")).unwrap();
+    for (name, at) in [(superblock, 0), (log, 2 << 20)] {
+        file.write_all_at(&std::fs::read(vectors().join("media").join(name)).unwrap(), at).unwrap();
+    }
+    dir
+}
+
+/// Exit code, stdout and stderr of famfs in `dir`.
+fn famfs(dir: &TempDir, args: &[&str]) -> (i32, String, String) {
+    let command = Command::new(env!("CARGO_BIN_EXE_famfs")).args(args).current_dir(dir.path()).output();
+    let Output { status, stdout, stderr } = command.unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn dump_decodes_as_the_manifest_does() {
+    let mut seen = 0;
+    for vector in manifest() {
+        let file = vector["file"].as_str().unwrap().strip_prefix("media/").unwrap_or_default().to_owned();
+        let (is_sb, is_log) = (vector["kind"] == "superblock", vector["kind"] == "log");
+        // dump wants a valid superblock; a whole decoding is given for logs that are not edits.
+        let usable = if is_sb { vector["upstream_check_super_rc"] == 0 } else { vector["derived_from"].is_null() };
+        if !usable || !(is_sb || is_log) {
+            continue;
+        }
+        let dir = if is_sb { image(&file, "log.bin") } else { image("superblock.bin", &file) };
+        let (code, out, err) = famfs(&dir, &["dump", "--json", "image"]);
+        assert_eq!((code, &err[..]), (0, ""), "{file}");
+        let dump: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(dump[if is_sb { "superblock" } else { "log" }], vector["decoded"], "{file}");
+        seen += 1;
+    }
+    assert_eq!(seen, 5);
+}
+
+#[test]
+fn dump_shows_what_a_broken_entry_says() {
+    let dir = image("superblock.bin", "bad_log_entry_crc.bin");
+    let (code, out, _) = famfs(&dir, &["dump", "--json", "image"]);
+    let dump: Value = serde_json::from_str(&out).unwrap();
+    let entry = &dump["log"]["entries"][4];
+    assert_eq!((code, &entry["crc_ok"], &entry["extents"][0]["offset"]), (0, &json!(false), &json!(1_241_514_016)));
+    let (code, out, _) = famfs(&dir, &["dump", "image"]);
+    assert_eq!((code, out.lines().count()), (0, 12));
+}
+
+#[test]
+fn fsck_of_a_good_image() {
+    let dir = image("superblock.bin", "log.bin");
+    let expected = "\
+famfs 10111213-1415-1617-1819-1a1b1c1d1e1f
+  device       /dev/dax0.0, 16.00 GiB
+  role         client (system uuid 0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0)
+  log          10 of 15420 entries used
+  files        7, 131.77 MiB
+  directories  3
+  allocated    204.00 MiB
+  space        107 of 8192 units used, 15.79 GiB free
+";
+    assert_eq!(famfs(&dir, &["fsck", "--human", "image"]), (0, expected.into(), String::new()));
+    let (code, out, _) = famfs(&dir, &["fsck", "--json", "image"]);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let keys = ["units", "units_used", "files", "directories", "file_bytes", "log_entries", "errors", "warnings"];
+    let found = keys.map(|key| report[key].clone());
+    let wanted = [json!(8192), json!(107), json!(7), json!(3), json!(138_169_156), json!(10), json!([]), json!([])];
+    assert_eq!((code, found), (0, wanted));
+}
+
+/// Exit code and what fsck says, for a log with one edit.
+fn fsck(log: &str) -> (i32, Vec<String>, String) {
+    let (code, out, err) = famfs(&image("superblock.bin", log), &["fsck", "image"]);
+    let said = |line: &&str| line.starts_with("error") || line.starts_with("warning");
+    (code, out.lines().filter(said).map(str::to_owned).collect(), err)
+}
+
+#[test]
+fn fsck_names_what_is_wrong_with_entries() {
+    let one = "famfs: 1 log entry is wrong and was left out\n";
+    for (log, line) in [
+        ("bad_log_entry_crc.bin", "error: entry 4: broken: CRC is 0xa1e6f630, computed 0x42ce53fd"),
+        ("bad_log_seq_gap.bin", "error: entry 5: broken: sequence number is 6"),
+        ("bad_log_padding_flipped.bin", "error: entry 0: broken: CRC is 0xd6db820b, computed 0x989d4923"),
+        (
+            "odd_log_ext_offset0.bin",
+            "error: entry 2 \"one_extent.bin\": extent 0: offset 0x0 lies in the superblock or the log",
+        ),
+        ("odd_log_abs_path.bin", "error: entry 2 \"/ne_extent.bin\": path: absolute"),
+    ] {
+        // The directory of entry 0 is missing for the files below it.
+        let (code, lines, err) = fsck(log);
+        assert_eq!((code, &lines[0][..]), (8, line));
+        let count = if log == "bad_log_padding_flipped.bin" { 4 } else { 1 };
+        assert_eq!(lines.len(), count, "{lines:?}");
+        assert!(count > 1 || err == one, "{err}");
+    }
+}
+
+#[test]
+fn fsck_warns_of_what_does_no_harm() {
+    for (log, line) in [
+        ("odd_log_unknown_type7.bin", "warning: entry 9: unknown type 7"),
+        ("odd_log_delete_type2.bin", "warning: entry 9: type DELETE is not implemented by any reader"),
+        (
+            "odd_log_duplicate_path.bin",
+            "warning: entry 3 \"one_extent.bin\": path exists already since entry 2; the first one stays",
+        ),
+        (
+            "odd_log_next_seqnum_mismatch.bin",
+            "warning: entry 10: the next sequence number, 42, is not this index: the log can be read but not added to",
+        ),
+    ] {
+        assert_eq!(fsck(log), (0, vec![line.to_owned()], String::new()));
+    }
+    assert_eq!(fsck("odd_log_padding_nonzero_crc_ok.bin"), (0, vec![], String::new()));
+}
+
+#[test]
+fn no_famfs_and_a_broken_one_differ() {
+    let run = |superblock, log| {
+        let (code, out, err) = famfs(&image(superblock, log), &["fsck", "image"]);
+        assert_eq!(out, "");
+        (code, err)
+    };
+    let said = |code, text: &str| (code, format!("famfs: {text}\n"));
+    let magic = "image: superblock: magic is 0x87b282fe, not 0x87b282ff: there is no famfs here";
+    assert_eq!(run("bad_sb_magic.bin", "log.bin"), said(3, magic));
+    let version = "image: superblock: version is 47, only 48 is understood";
+    assert_eq!(run("bad_sb_version47.bin", "log.bin"), said(3, version));
+    let crc = "image: superblock: CRC is 0x61161df0, computed 0xe47ebd58";
+    assert_eq!(run("bad_sb_crc.bin", "log.bin"), said(8, crc));
+    let unit = "image: superblock: allocation unit is 8192, not 2 MiB or 4 KiB";
+    assert_eq!(run("bad_sb_alloc_unit.bin", "log.bin"), said(8, unit));
+    let magic = "log header: magic is 0xbadcafef00e, not 0xbadcafef00d";
+    assert_eq!(run("superblock.bin", "bad_log_magic.bin"), said(8, magic));
+    let crc = "log header: CRC is 0xa5875078, computed 0x692d50e6";
+    assert_eq!(run("superblock.bin", "bad_log_hdr_crc.bin"), said(8, crc));
+}
+
+#[test]
+fn a_file_that_ends_early() {
+    let dir = image("superblock.bin", "log.bin");
+    let file = File::options().write(true).open(dir.path().join("image")).unwrap();
+    file.set_len((2 << 20) + 48 + 9 * 544).unwrap();
+    let (code, out, _) = famfs(&dir, &["fsck", "image"]);
+    assert_eq!(code, 8);
+    assert!(out.contains("error: entry 9: broken: the log ends before it\n"), "{out}");
+    file.set_len(100).unwrap();
+    let err = famfs(&dir, &["fsck", "image"]).2;
+    assert_eq!(err, "famfs: image: superblock: 100 bytes, 200 needed\n");
+}
+
+#[test]
+fn link_names_and_usage() {
+    let dir = image("superblock.bin", "log.bin");
+    let link = dir.path().join("fsck.famfs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_famfs"), &link).unwrap();
+    let out = Command::new(&link).arg("--json").arg(dir.path().join("image")).output().unwrap();
+    assert_eq!(out.status.code(), Some(0));
+    assert_eq!(serde_json::from_slice::<Value>(&out.stdout).unwrap()["files"], 7);
+    for args in [&["nonsense"][..], &[], &["creat"], &["creat", "f", "-s", "8q"], &["mkfs", "-l", "9m", "/dev/dax0.0"]] {
+        assert_eq!(famfs(&dir, args).0, 2, "{args:?}");
+    }
+    let (code, out, _) = famfs(&dir, &["--help"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("\n  8  corrupt: superblock, log or data are not what they should be\n"), "{out}");
+}
+
+#[test]
+fn verbs_that_need_a_mount_say_so() {
+    let dir = image("superblock.bin", "log.bin");
+    for args in [
+        &["creat", "-s", "1m", "f"][..],
+        &["cp", "image", "f"],
+        &["mkdir", "d"],
+        &["getmap", "image"],
+        &["flush", "image"],
+        &["logplay", "."],
+    ] {
+        let (code, out, err) = famfs(&dir, args);
+        assert_eq!((code, &out[..]), (3, ""), "{args:?}: {err}");
+        assert!(err.contains("is not in a mounted famfs"), "{args:?}: {err}");
+    }
+    let (code, _, err) = famfs(&dir, &["status", "."]);
+    assert_eq!(code, 3, "{err}");
+    let (code, _, err) = famfs(&dir, &["fsck", "missing"]);
+    assert_eq!((code, &err[..]), (1, "famfs: missing: No such file or directory (os error 2)\n"));
+}
+
+#[test]
+fn mkfs_wants_a_dax_device() {
+    let dir = image("superblock.bin", "log.bin");
+    for path in ["image", "/dev/null", "/dev/dax99.99"] {
+        let (code, out, err) = famfs(&dir, &["mkfs", path]);
+        assert_eq!((code, &out[..]), (4, ""), "{err}");
+        assert!(err.contains(path), "{err}");
+    }
+}
