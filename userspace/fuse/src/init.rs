@@ -69,6 +69,7 @@ pub fn negotiate(offer: &InitIn) -> Result<Negotiated, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::FromBytes;
 
     fn offer(minor: u32, flags: u64) -> InitIn {
         InitIn {
@@ -94,6 +95,35 @@ mod tests {
         assert!(all.dax_fmap);
         let none = negotiate(&offer(45, 0)).unwrap();
         assert_eq!((taken(&none), none.dax_fmap), (0, false));
+    }
+
+    /// What the kernel of upstream's capture offered, and what upstream's server took of it.
+    #[test]
+    fn takes_less_than_upstream() {
+        let vector = |name: &str| {
+            let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/vectors/wire");
+            std::fs::read(format!("{dir}/{name}")).unwrap()
+        };
+        let (request, reply) = (vector("wire_init_req.bin"), vector("wire_init_rep.bin"));
+        let offer = InitIn::read_from_bytes(&request[40..]).unwrap();
+        let theirs = InitOut::read_from_bytes(&reply[16..]).unwrap();
+        let ours = negotiate(&offer).unwrap();
+        assert!(ours.dax_fmap);
+        assert_eq!(
+            (ours.reply.major, ours.reply.minor),
+            (theirs.major, theirs.minor)
+        );
+        assert_eq!(
+            (ours.reply.time_gran, ours.reply.flags2),
+            (theirs.time_gran, theirs.flags2)
+        );
+        // ATOMIC_O_TRUNC, FLOCK_LOCKS, AUTO_INVAL_DATA and MAX_PAGES.
+        assert_eq!(
+            theirs.flags & !ours.reply.flags,
+            1 << 3 | 1 << 10 | 1 << 12 | 1 << 22
+        );
+        // PARALLEL_DIROPS.
+        assert_eq!(ours.reply.flags & !theirs.flags, 1 << 18);
     }
 
     #[test]

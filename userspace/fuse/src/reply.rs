@@ -40,9 +40,11 @@ impl Payload {
     pub fn empty() -> Self {
         Self::default()
     }
+}
 
-    /// One structure.
-    pub fn of<T: IntoBytes + Immutable>(value: &T) -> Self {
+/// One structure.
+impl<T: IntoBytes + Immutable> From<&T> for Payload {
+    fn from(value: &T) -> Self {
         Self(value.as_bytes().to_vec())
     }
 }
@@ -67,6 +69,11 @@ impl Directory {
             bytes: Vec::new(),
             limit: usize::try_from(limit).unwrap_or(usize::MAX),
         }
+    }
+
+    /// Whether it has no entry yet.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
     }
 
     /// Adds an entry, for READDIRPLUS after its `plus`. Gives false, and adds nothing, when it does not fit.

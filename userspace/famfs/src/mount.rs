@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `famfs mount`: all that can go wrong is found out and said before anything is changed; then a server is started.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
+use famfs_media::Role;
+
+use crate::device::{self, DaxDevice};
+use crate::exit::{fail, Exit};
+use crate::server::{self, Summary};
+use crate::{kernel, mounted};
+
+/// What the server writes to its standard output when the mount is there; what stands behind it is for the user.
+/// Anything else is an error's message.
+const READY: &str = "ready ";
+
+/// Number of the signal for memory that is not there or is poisoned.
+const SIGBUS: i32 = 7;
+
+/// Arguments of `famfs mount`, and of the server that it starts.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Dax device with the superblock and the log.
+    device: PathBuf,
+    /// Directory to mount on.
+    mountpoint: PathBuf,
+    /// Dax device with index 1, 2, ... of a file system on several; in the order of mkfs.
+    #[arg(long, value_name = "DEVICE")]
+    daxdev: Vec<PathBuf>,
+    /// Switch devices to fsdev mode that are in another. Programs that have them mapped lose them.
+    #[arg(short = 'M', long)]
+    set_daxmode: bool,
+    /// Stay in the foreground and serve the file system from there.
+    #[arg(long)]
+    foreground: bool,
+    /// Append the server's messages to this file; RUST_LOG chooses them.
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+}
+
+/// Mounts, and comes back when the files are there (or, in the foreground, when they are gone again).
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    kernel::check_privileges()?;
+    let mut devices = find_devices(args)?;
+    if !args.set_daxmode {
+        devices.iter().try_for_each(DaxDevice::require_fsdev)?;
+    }
+    let mountpoint = check_mountpoint(&args.mountpoint)?;
+    for device in &devices {
+        if let Some(at) = mounted::mount_point(&device.path)? {
+            let (device, at) = (device.path.display(), at.display());
+            return Err(fail(
+                Exit::Device,
+                format!("{device} is mounted already, on {at}: `umount {at}` first"),
+            ));
+        }
+    }
+    kernel::check_module()?;
+    devices.iter_mut().try_for_each(device::set_fsdev_mode)?;
+    if args.foreground {
+        let ready = |summary: &Summary| {
+            eprintln!("{}", describe(summary, &devices, &mountpoint));
+            Ok(())
+        };
+        return server::run(&devices, &mountpoint, ready);
+    }
+    eprintln!("{}", await_ready(spawn(args, &devices, &mountpoint)?)?);
+    Ok(())
+}
+
+/// The server's process, for which [`run`] has done the checks. Its standard output goes to [`await_ready`].
+pub fn serve(args: &Args) -> anyhow::Result<()> {
+    let served = find_devices(args).and_then(|devices| {
+        // Fails where this process leads a session already: then there is nothing to leave.
+        let _ = rustix::process::setsid();
+        rustix::process::chdir("/")?;
+        let ready = |summary: &Summary| {
+            print!("{READY}{}", describe(summary, &devices, &args.mountpoint));
+            io::stdout().flush()?;
+            // The end of the output tells the parent that the server stands on its own now.
+            let null = OpenOptions::new().write(true).open("/dev/null")?;
+            Ok(rustix::stdio::dup2_stdout(null)?)
+        };
+        server::run(&devices, &args.mountpoint, ready)
+    });
+    if let Err(error) = &served {
+        print!("{error:#}");
+    }
+    served
+}
+
+fn find_devices(args: &Args) -> anyhow::Result<Vec<DaxDevice>> {
+    let paths = std::iter::once(&args.device).chain(&args.daxdev);
+    let devices = paths
+        .map(|path| device::open(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    for (index, device) in devices.iter().enumerate() {
+        if devices
+            .iter()
+            .take(index)
+            .any(|other| other.name == device.name)
+        {
+            return Err(fail(
+                Exit::Usage,
+                format!("{} was given twice", device.path.display()),
+            ));
+        }
+    }
+    Ok(devices)
+}
+
+fn check_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
+    let context = || format!("mount point {}", path.display());
+    let path = fs::canonicalize(path).with_context(context)?;
+    if !fs::metadata(&path).with_context(context)?.is_dir() {
+        return Err(fail(
+            Exit::Usage,
+            format!("mount point {} is not a directory", path.display()),
+        ));
+    }
+    Ok(path)
+}
+
+fn spawn(args: &Args, devices: &[DaxDevice], mountpoint: &Path) -> anyhow::Result<Child> {
+    let messages = match &args.log_file {
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            file.with_context(|| path.display().to_string())?.into()
+        }
+        None => Stdio::null(),
+    };
+    let mut command = Command::new(std::env::current_exe()?);
+    // The name chooses among the programs that the binary is.
+    command
+        .arg0("famfs")
+        .arg("serve")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(messages);
+    for device in devices.iter().skip(1) {
+        command.arg("--daxdev").arg(&device.path);
+    }
+    command
+        .arg("--")
+        .args(devices.iter().take(1).map(|device| &device.path))
+        .arg(mountpoint);
+    command.spawn().context("starting the server")
+}
+
+/// Waits until the server says that it is ready, or why it is not. Gives its text.
+fn await_ready(mut server: Child) -> anyhow::Result<String> {
+    let mut text = String::new();
+    if let Some(mut stdout) = server.stdout.take() {
+        stdout.read_to_string(&mut text)?;
+    }
+    if let Some(text) = text.strip_prefix(READY) {
+        return Ok(text.to_owned());
+    }
+    let status = server.wait()?;
+    match status.signal() {
+        None => Err(fail(exit_of(status.code()), text)),
+        Some(SIGBUS) => Err(fail(
+            Exit::Corrupt,
+            "the memory of the superblock or the log cannot be read: SIGBUS",
+        )),
+        Some(signal) => Err(fail(
+            Exit::Failed,
+            format!("the server was killed by signal {signal}"),
+        )),
+    }
+}
+
+/// The meaning of the server's exit code.
+fn exit_of(code: Option<i32>) -> Exit {
+    use Exit::{Corrupt, Device, Kernel, NoFamfs, NoSpace, Permission, Usage};
+    let exits = [Usage, NoFamfs, Device, Permission, Kernel, NoSpace, Corrupt];
+    exits
+        .into_iter()
+        .find(|&exit| code == Some(exit as i32))
+        .unwrap_or(Exit::Failed)
+}
+
+fn describe(summary: &Summary, devices: &[DaxDevice], mountpoint: &Path) -> String {
+    let device = devices.first().map_or(Path::new(""), |device| &device.path);
+    let role = match summary.role {
+        Role::Master => "master",
+        Role::Client => "client, read-only",
+    };
+    let (device, mountpoint) = (device.display(), mountpoint.display());
+    let mut text = format!(
+        "{device} mounted on {mountpoint} ({role}): {} files, {} directories",
+        summary.files, summary.dirs
+    );
+    if summary.left_out > 0 {
+        text.push_str(&format!(
+            "; {} log entries left out, `famfs fsck {mountpoint}` lists them",
+            summary.left_out
+        ));
+    }
+    text
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The FUSE server: it gives the kernel names, attributes and fmaps, and never any data.
+//!
+//! ```text
+//! session   /dev/fuse, superblock, worker threads      logplay   superblock and log, read through the mount
+//!    |                                                     |
+//!   ops     one answer per opcode  ----------------->  namespace   what the log has made, by node id
+//!    |                                                     ^
+//!   stats   requests counted                           fmap_reply   a file's map as the kernel wants it
+//! ```
+
+mod fmap_reply;
+mod logplay;
+pub mod meta;
+mod namespace;
+mod ops;
+mod session;
+pub mod stats;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod wire_tests;
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use famfs_fuse::Errno;
+use famfs_media::{Replay, Role, Superblock, LOG_LEN_MIN, SUPERBLOCK_LEN};
+
+use crate::device::DaxDevice;
+use crate::exit::{fail, Exit};
+use crate::system;
+use logplay::Player;
+use namespace::Namespace;
+use ops::Server;
+use session::Session;
+use stats::Socket;
+
+/// What there is to say of a mount when it is ready.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Summary {
+    pub role: Role,
+    pub files: u64,
+    pub dirs: u64,
+    /// Log entries that were left out.
+    pub left_out: usize,
+}
+
+/// Mounts the file system on `devices` at `mountpoint`, calls `ready`, and serves until it is unmounted. On an error
+/// nothing is left behind.
+pub fn run(
+    devices: &[DaxDevice],
+    mountpoint: &Path,
+    ready: impl FnOnce(&Summary) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let paths = devices.iter().map(|device| device.path.clone()).collect();
+    let server = Arc::new(Server::new(paths, Namespace::meta_only(LOG_LEN_MIN)));
+    let mut session = Session::start(&server)?;
+    let (superblock, summary) = load(&server, session.root()?, devices)?;
+    let device = rustix::fs::fstat(session.root()?)?.st_dev;
+    if summary.role == Role::Client {
+        session
+            .set_read_only()
+            .context("making the mount read-only")?;
+    }
+    let _socket = Socket::open(&server, mountpoint).context("opening the stats socket")?;
+    Player {
+        server,
+        superblock,
+        mountpoint: mountpoint.into(),
+        device,
+    }
+    .start()?;
+    session
+        .attach(mountpoint)
+        .with_context(|| format!("mounting on {}", mountpoint.display()))?;
+    ready(&summary)?;
+    session.wait();
+    tracing::info!("{} is unmounted", mountpoint.display());
+    Ok(())
+}
+
+/// Reads superblock and log through the mount, and fills the namespace.
+fn load(
+    server: &Server,
+    root: BorrowedFd<'_>,
+    devices: &[DaxDevice],
+) -> anyhow::Result<(Superblock, Summary)> {
+    let device = devices.first().context("no device was given")?;
+    let name = device.path.display();
+    let superblock = logplay::read_superblock(root).map_err(|error| access_error(device, error))?;
+    if superblock.is_secondary() {
+        let text = format!(
+            "{name} holds no log: mount the device that does, and give this one with --daxdev"
+        );
+        return Err(fail(Exit::Usage, text));
+    }
+    require_room(device, superblock.log_len)?;
+    let role = superblock.role(system::uuid());
+    let log_mode = if role == Role::Master { 0o644 } else { 0o444 };
+    server.namespace_mut().set_log(superblock.log_len, log_mode);
+    let region = logplay::map_meta(root, ".log", superblock.log_len, false);
+    let mut replay = Replay::new(&superblock, device.size);
+    region
+        .map_err(anyhow::Error::from)
+        .and_then(|region| logplay::advance(&mut replay, &superblock, &region))
+        .map_err(|error| access_error(device, error))?;
+    check_devices(&replay, devices)?;
+    let (totals, left_out) = (replay.totals, replay.findings.len());
+    server.namespace_mut().set_replay(replay);
+    Ok((
+        superblock,
+        Summary {
+            role,
+            files: totals.files,
+            dirs: totals.dirs,
+            left_out,
+        },
+    ))
+}
+
+/// What it means that superblock or log of `device` cannot be reached or used.
+fn access_error(device: &DaxDevice, error: anyhow::Error) -> anyhow::Error {
+    let name = device.path.display();
+    let errno = error.downcast_ref().and_then(Errno::from_io_error);
+    if errno == Some(Errno::BUSY) {
+        return fail(
+            Exit::Device,
+            format!("{name} is in use by another mount or file system; `findmnt -S {name}`"),
+        );
+    }
+    error.context(format!("superblock and log of {name}"))
+}
+
+/// Whether superblock and log fit on a device.
+fn require_room(device: &DaxDevice, log_len: u64) -> anyhow::Result<()> {
+    let needed = SUPERBLOCK_LEN.saturating_add(log_len);
+    if device.size < needed {
+        let (name, size) = (device.path.display(), device.size);
+        let text = format!("{name} has {size} bytes, superblock and log alone take {needed}");
+        return Err(fail(Exit::Device, text));
+    }
+    Ok(())
+}
+
+/// Whether the devices are those that the log names.
+fn check_devices(replay: &Replay, devices: &[DaxDevice]) -> anyhow::Result<()> {
+    let (wanted, given) = (replay.daxdevs.len().saturating_add(1), devices.len());
+    if wanted != given {
+        let text = format!(
+            "the file system is on {wanted} devices, {given} were given: name those after the first with --daxdev, \
+             in the order of mkfs.famfs"
+        );
+        return Err(fail(Exit::Usage, text));
+    }
+    for daxdev in &replay.daxdevs {
+        let index = daxdev.index;
+        let device = usize::try_from(index)
+            .ok()
+            .and_then(|index| devices.get(index));
+        let device = device.with_context(|| {
+            format!("the log leaves daxdevs out: it has one with index {index}")
+        })?;
+        if device.size != daxdev.size {
+            let (name, found, wanted) = (device.path.display(), device.size, daxdev.size);
+            let text = format!(
+                "{name} is not daxdev {index}: it has {found} bytes, the log says {wanted}"
+            );
+            return Err(fail(Exit::Device, text));
+        }
+    }
+    Ok(())
+}

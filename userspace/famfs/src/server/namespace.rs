@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The files as FUSE shows them: the two files of `.meta`, and what the replay of the log has made.
+//!
+//! Node ids do not depend on when or how often the log was replayed: 1 to 4 are fixed, an entry of the log has its
+//! index + [`FIRST_ENTRY`]. Nothing is ever removed, so that they need no reference counts and no generations.
+
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use famfs_fuse::abi::{fattr, Attr, SetattrIn, ROOT_ID};
+use famfs_fuse::Errno;
+use famfs_media::{
+    Extent, Kind, Map, Node, NodeId, Replay, Tree, ALLOC_UNIT, ENTRY_BYTES, HEADER_BYTES,
+    LOG_OFFSET, SUPERBLOCK_LEN,
+};
+
+/// Node id of `.meta`.
+pub const META: u64 = 2;
+/// Node id of `.meta/.superblock`.
+pub const SUPERBLOCK: u64 = 3;
+/// Node id of `.meta/.log`.
+pub const LOG: u64 = 4;
+/// Node id of the log's entry 0.
+pub const FIRST_ENTRY: u64 = 16;
+
+const S_IFDIR: u32 = 0o040_000;
+const S_IFREG: u32 = 0o100_000;
+/// The block size that famfs reports for a file: that of the pages it maps.
+const BLKSIZE: u32 = 4096;
+
+/// All nodes of a mount.
+#[derive(Debug)]
+pub struct Namespace {
+    /// Bytes of the log.
+    log_len: u64,
+    /// Permission bits of `.meta/.log`.
+    log_mode: u32,
+    /// Absent in a mount that is made for `.meta` alone.
+    replay: Option<Replay>,
+    /// Nodes of the replay by their node id.
+    entries: HashMap<u64, NodeId>,
+    /// Attributes that were changed. They live as long as the server.
+    changed: HashMap<u64, Attr>,
+    /// Time of the mount in seconds: the log has no times.
+    time: u64,
+}
+
+/// A directory entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DirEntry<'a> {
+    pub nodeid: u64,
+    pub name: &'a [u8],
+}
+
+impl Namespace {
+    /// A namespace of `.meta` alone.
+    pub fn meta_only(log_len: u64) -> Self {
+        let time = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_secs());
+        let (entries, changed) = (HashMap::new(), HashMap::new());
+        Self {
+            log_len,
+            log_mode: 0o644,
+            replay: None,
+            entries,
+            changed,
+            time,
+        }
+    }
+
+    /// Sets what the superblock says of `.meta/.log`.
+    pub fn set_log(&mut self, log_len: u64, mode: u32) {
+        (self.log_len, self.log_mode) = (log_len, mode);
+    }
+
+    /// What the log has made, if this is more than `.meta`.
+    pub fn replay(&self) -> Option<&Replay> {
+        self.replay.as_ref()
+    }
+
+    /// Takes over the replay of the log as far as it has gone.
+    pub fn set_replay(&mut self, replay: Replay) {
+        self.replay = Some(replay);
+        self.index_new();
+    }
+
+    /// Lets `advance` carry on the replay, and shows what is new even when it fails half-way.
+    pub fn advance<T>(
+        &mut self,
+        advance: impl FnOnce(&mut Replay) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let replay = self.replay.as_mut().context("there is no log")?;
+        let result = advance(replay);
+        self.index_new();
+        result
+    }
+
+    fn index_new(&mut self) {
+        let nodes = self.replay.iter().flat_map(|replay| replay.tree.nodes());
+        let new = nodes
+            .skip(self.entries.len())
+            .filter_map(|(id, node)| Some((nodeid_of(node)?, id)));
+        self.entries.extend(new);
+    }
+
+    /// Node ids of a directory's entry.
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<u64, Errno> {
+        match (parent, name) {
+            (ROOT_ID, b".meta") => return Ok(META),
+            (META, b".superblock") => return Ok(SUPERBLOCK),
+            (META, b".log") => return Ok(LOG),
+            _ => (),
+        }
+        let (tree, parent) = self.tree_node(parent).ok_or(Errno::NOENT)?;
+        let child = tree
+            .lookup(parent, name)
+            .and_then(|id| nodeid_of(tree.get(id)?));
+        child.ok_or(Errno::NOENT)
+    }
+
+    /// The directory that a node is in.
+    pub fn parent(&self, nodeid: u64) -> u64 {
+        match nodeid {
+            SUPERBLOCK | LOG => META,
+            _ => self
+                .tree_node(nodeid)
+                .and_then(|(tree, id)| nodeid_of(tree.get(tree.get(id)?.parent)?))
+                .unwrap_or(ROOT_ID),
+        }
+    }
+
+    /// The entries of a directory whose node id is above `after`, in the order of node ids: new entries come last.
+    /// Without "." and "..".
+    pub fn entries(&self, dir: u64, after: u64) -> Result<Vec<DirEntry<'_>>, Errno> {
+        let mut entries: Vec<DirEntry<'_>> = match dir {
+            ROOT_ID => vec![DirEntry {
+                nodeid: META,
+                name: b".meta",
+            }],
+            META => vec![
+                DirEntry {
+                    nodeid: SUPERBLOCK,
+                    name: b".superblock",
+                },
+                DirEntry {
+                    nodeid: LOG,
+                    name: b".log",
+                },
+            ],
+            _ => Vec::new(),
+        };
+        if dir != META {
+            match self
+                .tree_node(dir)
+                .and_then(|(tree, id)| Some((tree, &tree.get(id)?.kind)))
+            {
+                Some((tree, Kind::Dir(children))) => {
+                    entries.extend(children.iter().filter_map(|(name, &id)| {
+                        Some(DirEntry {
+                            nodeid: nodeid_of(tree.get(id)?)?,
+                            name,
+                        })
+                    }))
+                }
+                Some((_, Kind::File { .. })) => return Err(Errno::NOTDIR),
+                // The root of a mount that is made for .meta alone.
+                None if dir == ROOT_ID => (),
+                None => return Err(Errno::NOENT),
+            }
+        }
+        entries.retain(|entry| entry.nodeid > after);
+        entries.sort_unstable_by_key(|entry| entry.nodeid);
+        Ok(entries)
+    }
+
+    /// Attributes of a node.
+    pub fn attr(&self, nodeid: u64) -> Result<Attr, Errno> {
+        if let Some(attr) = self.changed.get(&nodeid) {
+            return Ok(*attr);
+        }
+        let file = |mode: u32, size: u64, allocated: u64| (S_IFREG | mode, size, allocated, 1);
+        let (mode, size, allocated, nlink) = match nodeid {
+            META => (S_IFDIR | 0o755, 0, 0, 2),
+            SUPERBLOCK => file(0o444, SUPERBLOCK_LEN, SUPERBLOCK_LEN),
+            LOG => file(self.log_mode, self.log_len, self.log_len),
+            _ => match self
+                .tree_node(nodeid)
+                .and_then(|(tree, id)| Some((tree, tree.get(id)?)))
+            {
+                Some((tree, node)) => match &node.kind {
+                    Kind::Dir(children) => (
+                        S_IFDIR | node.mode,
+                        0,
+                        0,
+                        nlink(tree, nodeid, children.values()),
+                    ),
+                    Kind::File { size, map } => file(node.mode, *size, map.allocated()),
+                },
+                None if nodeid == ROOT_ID => (S_IFDIR | 0o755, 0, 0, 3),
+                None => return Err(Errno::NOENT),
+            },
+        };
+        let owner = self.tree_node(nodeid).and_then(|(tree, id)| tree.get(id));
+        let (uid, gid) = owner.map_or((0, 0), |node| (node.uid, node.gid));
+        let (ino, time) = (nodeid, self.time);
+        let times = Attr {
+            atime: time,
+            mtime: time,
+            ctime: time,
+            ..Attr::default()
+        };
+        Ok(Attr {
+            ino,
+            size,
+            blocks: allocated / 512,
+            mode,
+            nlink,
+            uid,
+            gid,
+            blksize: BLKSIZE,
+            ..times
+        })
+    }
+
+    /// Changes attributes, in memory only. A size cannot be changed.
+    pub fn set_attr(&mut self, nodeid: u64, request: &SetattrIn) -> Result<Attr, Errno> {
+        let mut attr = self.attr(nodeid)?;
+        if request.valid & fattr::SIZE != 0 {
+            return Err(Errno::INVAL);
+        }
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let now = (now.as_secs(), now.subsec_nanos());
+        let wants = |bit| request.valid & bit != 0;
+        if wants(fattr::MODE) {
+            attr.mode = attr.mode & !0o7777 | request.mode & 0o7777;
+        }
+        if wants(fattr::UID) {
+            attr.uid = request.uid;
+        }
+        if wants(fattr::GID) {
+            attr.gid = request.gid;
+        }
+        if wants(fattr::ATIME) {
+            let given = (request.atime, request.atimensec);
+            (attr.atime, attr.atimensec) = if wants(fattr::ATIME_NOW) { now } else { given };
+        }
+        if wants(fattr::MTIME) {
+            let given = (request.mtime, request.mtimensec);
+            (attr.mtime, attr.mtimensec) = if wants(fattr::MTIME_NOW) { now } else { given };
+        }
+        (attr.ctime, attr.ctimensec) = if wants(fattr::CTIME) {
+            (request.ctime, request.ctimensec)
+        } else {
+            now
+        };
+        self.changed.insert(nodeid, attr);
+        Ok(attr)
+    }
+
+    /// Size and map of a regular file; ENOENT for anything else, as upstream's server answers.
+    pub fn map(&self, nodeid: u64) -> Result<(u64, Map), Errno> {
+        let meta = |offset, len| {
+            Ok((
+                len,
+                Map::Simple(vec![Extent {
+                    devindex: 0,
+                    offset,
+                    len,
+                }]),
+            ))
+        };
+        match nodeid {
+            SUPERBLOCK => meta(0, SUPERBLOCK_LEN),
+            LOG => meta(LOG_OFFSET, self.log_len),
+            _ => match self
+                .tree_node(nodeid)
+                .and_then(|(tree, id)| Some(&tree.get(id)?.kind))
+            {
+                Some(Kind::File { size, map }) => Ok((*size, map.clone())),
+                _ => Err(Errno::NOENT),
+            },
+        }
+    }
+
+    /// Nodes in total, for statfs.
+    pub fn len(&self) -> u64 {
+        (self.entries.len() as u64).saturating_add(LOG)
+    }
+
+    /// Entries that the log has room for, beside those it has.
+    pub fn free_entries(&self) -> u64 {
+        let room = self.log_len.saturating_sub(HEADER_BYTES as u64) / ENTRY_BYTES as u64;
+        room.saturating_sub(self.replay.as_ref().map_or(room, Replay::next_index))
+    }
+
+    /// Units of memory: all, and those that no file uses.
+    pub fn units(&self) -> (u64, u64) {
+        match &self.replay {
+            Some(replay) => {
+                let units = replay.space.units();
+                (units, units.saturating_sub(replay.space.used()))
+            }
+            None => (SUPERBLOCK_LEN.saturating_add(self.log_len) / ALLOC_UNIT, 0),
+        }
+    }
+
+    fn tree_node(&self, nodeid: u64) -> Option<(&Tree, NodeId)> {
+        let tree = &self.replay.as_ref()?.tree;
+        let id = if nodeid == ROOT_ID {
+            Tree::ROOT
+        } else {
+            *self.entries.get(&nodeid)?
+        };
+        Some((tree, id))
+    }
+}
+
+/// Node id of a node of the tree.
+fn nodeid_of(node: &Node) -> Option<u64> {
+    node.index
+        .map_or(Some(ROOT_ID), |index| index.checked_add(FIRST_ENTRY))
+}
+
+/// Links of a directory: its own two and one from each directory in it.
+fn nlink<'a>(tree: &Tree, nodeid: u64, children: impl Iterator<Item = &'a NodeId>) -> u32 {
+    let is_dir = |id: &&NodeId| matches!(tree.get(**id).map(|node| &node.kind), Some(Kind::Dir(_)));
+    let meta = usize::from(nodeid == ROOT_ID);
+    u32::try_from(
+        children
+            .filter(is_dir)
+            .count()
+            .saturating_add(meta)
+            .saturating_add(2),
+    )
+    .unwrap_or(u32::MAX)
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the server answers. Data never passes here: reads, writes and faults stay in the kernel.
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use famfs_fuse::abi::{
+    AttrOut, EntryOut, InHeader, Kstatfs, OpenIn, OpenOut, ReadIn, SetattrIn, FOPEN_KEEP_CACHE,
+    ROOT_ID,
+};
+use famfs_fuse::reply::{Directory, Payload};
+use famfs_fuse::request::Malformed;
+use famfs_fuse::{DevFuse, Errno, Operation, Reply, Request};
+use famfs_media::ALLOC_UNIT;
+use rustix::fs::OFlags;
+
+use super::fmap_reply;
+use super::logplay::{Logplay, LOGPLAY_XATTR};
+use super::namespace::Namespace;
+use super::stats::Counters;
+
+/// How long the kernel may keep names and attributes, in seconds: a year, for nothing but the kernel itself changes
+/// them. Names that do not exist are not kept, so that new files appear at once.
+const TIMEOUT: u64 = 365 * 24 * 60 * 60;
+/// Largest file name, from the 79 bytes that a path may have in the log.
+const NAME_MAX: u32 = 79;
+const DT_DIR: u32 = 4;
+const DT_REG: u32 = 8;
+
+/// State that all threads of a mount share.
+#[derive(Debug)]
+pub struct Server {
+    /// Paths of the daxdevs by index.
+    devices: Vec<PathBuf>,
+    namespace: RwLock<Namespace>,
+    /// Requests so far.
+    pub counters: Counters,
+    /// Takes requests to replay the log, once there is a thread for them.
+    pub logplay: OnceLock<Sender<Logplay>>,
+}
+
+type Answer = Result<Payload, Errno>;
+
+impl Server {
+    /// A server of `namespace` on daxdevs.
+    pub fn new(devices: Vec<PathBuf>, namespace: Namespace) -> Self {
+        let namespace = RwLock::new(namespace);
+        Self {
+            devices,
+            namespace,
+            counters: Counters::default(),
+            logplay: OnceLock::new(),
+        }
+    }
+
+    /// Paths of the daxdevs by index.
+    pub fn devices(&self) -> &[PathBuf] {
+        &self.devices
+    }
+
+    /// What the mount table shows as the source: the path of device 0.
+    pub fn source(&self) -> String {
+        self.devices
+            .first()
+            .map_or_else(String::new, |path| path.to_string_lossy().into_owned())
+    }
+
+    /// The namespace, to look at.
+    pub fn namespace(&self) -> RwLockReadGuard<'_, Namespace> {
+        self.namespace
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The namespace, to change.
+    pub fn namespace_mut(&self) -> RwLockWriteGuard<'_, Namespace> {
+        self.namespace
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reply to a request. None where none is wanted, or when another thread will send it through `channel`.
+    pub fn answer(&self, channel: &Arc<DevFuse>, bytes: &[u8]) -> Option<Reply> {
+        let request = match Request::decode(bytes) {
+            Ok(request) => request,
+            Err(Malformed::Arguments { unique }) => {
+                return Some(Reply::new(unique, Err(Errno::INVAL)))
+            }
+            Err(Malformed::Header) => {
+                tracing::error!(len = bytes.len(), "malformed request");
+                return None;
+            }
+        };
+        self.counters.count(request.opcode);
+        tracing::trace!(opcode = ?request.opcode, nodeid = request.header.nodeid, "request");
+        let header = &request.header;
+        let answer = match request.operation {
+            Operation::Forget | Operation::Interrupt => return None,
+            Operation::SetXattr { name, value } if name == LOGPLAY_XATTR => {
+                match self.logplay(channel, header, value) {
+                    Ok(()) => return None,
+                    Err(errno) => Err(errno),
+                }
+            }
+            operation => self.perform(header, operation),
+        };
+        Some(Reply::new(header.unique, answer))
+    }
+
+    fn perform(&self, header: &InHeader, operation: Operation<'_>) -> Answer {
+        let nodeid = header.nodeid;
+        match operation {
+            Operation::Lookup { name } => self.lookup(nodeid, name),
+            Operation::GetAttr => self.attr_out(nodeid),
+            Operation::SetAttr(request) => self.set_attr(nodeid, &request),
+            Operation::Open(request) => open(&request),
+            Operation::OpenDir => Ok((&OpenOut::default()).into()),
+            Operation::ReadDir(request) => self.read_dir(nodeid, &request, false),
+            Operation::ReadDirPlus(request) => self.read_dir(nodeid, &request, true),
+            Operation::Release | Operation::ReleaseDir | Operation::Destroy => Ok(Payload::empty()),
+            Operation::StatFs => self.stat_fs(),
+            Operation::GetFmap { buffer } => {
+                fmap_reply::get_fmap(&self.namespace(), nodeid, buffer)
+            }
+            Operation::GetDaxdev => self.get_daxdev(nodeid),
+            // There are no extended attributes. After ENOSYS the kernel stops asking, as it else does before each
+            // write and exec (security.capability); a user's name gets the answer that says no more than it must.
+            Operation::GetXattr { name, .. } if name.starts_with(b"user.") => Err(Errno::NODATA),
+            // ENOSYS would make the kernel keep LOGPLAY_XATTR to itself too.
+            Operation::SetXattr { .. } | Operation::Create => Err(Errno::OPNOTSUPP),
+            // INIT was answered before the first thread started.
+            Operation::Init(_) => Err(Errno::IO),
+            Operation::GetXattr { .. } | Operation::Unsupported => Err(Errno::NOSYS),
+            Operation::Forget | Operation::Interrupt => Ok(Payload::empty()),
+        }
+    }
+
+    fn lookup(&self, parent: u64, name: &[u8]) -> Answer {
+        let namespace = self.namespace();
+        let entry = entry_out(&namespace, namespace.lookup(parent, name)?)?;
+        Ok((&entry).into())
+    }
+
+    fn attr_out(&self, nodeid: u64) -> Answer {
+        let attr = self.namespace().attr(nodeid)?;
+        Ok((&AttrOut {
+            attr_valid: TIMEOUT,
+            attr,
+            ..AttrOut::default()
+        })
+            .into())
+    }
+
+    fn set_attr(&self, nodeid: u64, request: &SetattrIn) -> Answer {
+        self.namespace_mut().set_attr(nodeid, request)?;
+        self.attr_out(nodeid)
+    }
+
+    fn read_dir(&self, nodeid: u64, request: &ReadIn, plus: bool) -> Answer {
+        let namespace = self.namespace();
+        let mut directory = Directory::new(request.size);
+        // Cookies: 1 and 2 for "." and "..", then node id + 2. They stay good while entries are added.
+        let dots = [(nodeid, &b"."[..]), (namespace.parent(nodeid), b"..")];
+        for ((ino, name), cookie) in dots.into_iter().zip(1..) {
+            // A node id of 0 tells the kernel that this is no lookup, which "." and ".." must not be.
+            let entry = plus.then(EntryOut::default);
+            if cookie > request.offset && !directory.push(entry.as_ref(), ino, cookie, DT_DIR, name)
+            {
+                return Ok(directory.into());
+            }
+        }
+        for entry in namespace.entries(nodeid, request.offset.saturating_sub(2))? {
+            let out = entry_out(&namespace, entry.nodeid)?;
+            let kind = if out.attr.nlink > 1 { DT_DIR } else { DT_REG };
+            let cookie = entry.nodeid.saturating_add(2);
+            if !directory.push(plus.then_some(&out), entry.nodeid, cookie, kind, entry.name) {
+                // An empty reply would be the end of the directory.
+                return if directory.is_empty() {
+                    Err(Errno::INVAL)
+                } else {
+                    Ok(directory.into())
+                };
+            }
+        }
+        Ok(directory.into())
+    }
+
+    fn stat_fs(&self) -> Answer {
+        let namespace = self.namespace();
+        let (blocks, free) = namespace.units();
+        let unit = u32::try_from(ALLOC_UNIT).unwrap_or(u32::MAX);
+        let (files, ffree) = (namespace.len(), namespace.free_entries());
+        let stat = Kstatfs {
+            blocks,
+            bfree: free,
+            bavail: free,
+            files,
+            ffree,
+            ..Kstatfs::default()
+        };
+        Ok((&Kstatfs {
+            bsize: unit,
+            frsize: unit,
+            namelen: NAME_MAX,
+            ..stat
+        })
+            .into())
+    }
+
+    fn get_daxdev(&self, index: u64) -> Answer {
+        let index = u16::try_from(index).map_err(|_| Errno::INVAL)?;
+        let path = self.devices.get(usize::from(index)).ok_or(Errno::INVAL)?;
+        let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+        let reply = famfs_fmap::daxdev_reply(index, &path).ok_or(Errno::NAMETOOLONG)?;
+        Ok((&reply).into())
+    }
+
+    /// Hands a request to replay the log to the thread for it.
+    fn logplay(
+        &self,
+        channel: &Arc<DevFuse>,
+        header: &InHeader,
+        value: &[u8],
+    ) -> Result<(), Errno> {
+        if header.nodeid != ROOT_ID {
+            return Err(Errno::OPNOTSUPP);
+        }
+        if header.uid != 0 {
+            return Err(Errno::PERM);
+        }
+        let text = std::str::from_utf8(value).map_err(|_| Errno::INVAL)?;
+        let target = text.trim().parse().map_err(|_| Errno::INVAL)?;
+        let queue = self.logplay.get().ok_or(Errno::OPNOTSUPP)?;
+        let job = Logplay {
+            target,
+            unique: header.unique,
+            channel: Arc::clone(channel),
+        };
+        queue.send(job).map_err(|_| Errno::IO)
+    }
+}
+
+/// A file keeps what the kernel has cached of it from one open to the next. O_TRUNC comes only from a kernel that
+/// should have refused it itself: a file never changes its size.
+fn open(request: &OpenIn) -> Answer {
+    if request.flags & OFlags::TRUNC.bits() != 0 {
+        return Err(Errno::PERM);
+    }
+    Ok((&OpenOut {
+        open_flags: FOPEN_KEEP_CACHE,
+        ..OpenOut::default()
+    })
+        .into())
+}
+
+fn entry_out(namespace: &Namespace, nodeid: u64) -> Result<EntryOut, Errno> {
+    let attr = namespace.attr(nodeid)?;
+    Ok(EntryOut {
+        nodeid,
+        entry_valid: TIMEOUT,
+        attr_valid: TIMEOUT,
+        attr,
+        ..EntryOut::default()
+    })
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A FUSE connection and the threads that serve it.
+//!
+//! The superblock is made with fsopen(2) and stays mounted nowhere until [`Session::attach`]: the server reads the
+//! superblock and the log of famfs through it before anybody else can see the files, and when that fails, or the
+//! process dies, the kernel takes all of it down with the last descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context;
+use famfs_fuse::{abi, dev, init, DevFuse, Operation, Reply, Request};
+use rustix::fs::CWD;
+use rustix::mount::{
+    fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    move_mount, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags,
+};
+
+use super::ops::Server;
+use crate::exit::{fail, Exit};
+use crate::kernel;
+
+/// Threads that answer requests. More than one, so that a request never waits for the server's own accesses to its
+/// file system.
+const WORKERS: usize = 2;
+
+/// A mounted famfs and its threads. Dropping it takes the mount away, unless it was attached, and waits for the
+/// threads, which end when the connection does.
+#[derive(Debug)]
+pub struct Session {
+    /// The file system context, for later changes to the superblock.
+    context: Option<OwnedFd>,
+    /// The mount while it is attached nowhere. Open descriptors pin it.
+    mount: Option<OwnedFd>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Session {
+    /// Makes the file system and starts to serve it.
+    pub fn start(server: &Arc<Server>) -> anyhow::Result<Self> {
+        let device = DevFuse::open().context("opening /dev/fuse")?;
+        let context =
+            make_superblock(&device, &server.source()).context("making the FUSE file system")?;
+        negotiate(&device)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+            .context("fsmount")?;
+        let mut session = Self {
+            context: Some(context),
+            mount: Some(mount),
+            workers: Vec::new(),
+        };
+        for index in 1..WORKERS {
+            session.spawn(
+                index,
+                device.new_channel().context("cloning /dev/fuse")?,
+                server,
+            )?;
+        }
+        session.spawn(0, device, server)?;
+        Ok(session)
+    }
+
+    fn spawn(
+        &mut self,
+        index: usize,
+        channel: DevFuse,
+        server: &Arc<Server>,
+    ) -> anyhow::Result<()> {
+        let server = Arc::clone(server);
+        let thread = thread::Builder::new().name(format!("fuse-{index}"));
+        self.workers
+            .push(thread.spawn(move || serve(&Arc::new(channel), &server))?);
+        Ok(())
+    }
+
+    /// The root of the mount while it is not attached.
+    pub fn root(&self) -> anyhow::Result<BorrowedFd<'_>> {
+        Ok(self
+            .mount
+            .as_ref()
+            .context("the mount is attached")?
+            .as_fd())
+    }
+
+    /// Makes the superblock read-only. Nothing in it may be open for writing.
+    pub fn set_read_only(&self) -> io::Result<()> {
+        if let Some(context) = &self.context {
+            fsconfig_set_flag(context.as_fd(), "ro")?;
+            fsconfig_reconfigure(context.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// Puts the mount at `mountpoint`, where umount(8) ends it from then on.
+    pub fn attach(&mut self, mountpoint: &Path) -> io::Result<()> {
+        if let Some(mount) = self.mount.take() {
+            self.context = None;
+            move_mount(
+                mount.as_fd(),
+                "",
+                CWD,
+                mountpoint,
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection has ended.
+    pub fn wait(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a worker thread has panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.context = None;
+        self.mount = None;
+        self.join();
+    }
+}
+
+fn make_superblock(device: &DevFuse, source: &str) -> io::Result<OwnedFd> {
+    let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let fd = device.as_fd().as_raw_fd().to_string();
+    let options = [
+        ("source", source),
+        ("subtype", "famfs"),
+        ("fd", &fd),
+        ("rootmode", "40000"),
+        ("user_id", "0"),
+        ("group_id", "0"),
+    ];
+    for (key, value) in options {
+        fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    for flag in ["default_permissions", "allow_other"] {
+        fsconfig_set_flag(context.as_fd(), flag)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    Ok(context)
+}
+
+/// Answers INIT, which the kernel sends first. Without famfs mode nothing further would work.
+fn negotiate(device: &DevFuse) -> anyhow::Result<()> {
+    let mut buffer = vec![0; dev::BUFFER_SIZE];
+    let request = device
+        .receive(&mut buffer)
+        .context("/dev/fuse")?
+        .context("the kernel ended the connection")?;
+    let Ok(Request {
+        header,
+        operation: Operation::Init(offer),
+        ..
+    }) = Request::decode(request)
+    else {
+        return Err(fail(Exit::Kernel, "the kernel did not begin with INIT"));
+    };
+    let answer = init::negotiate(&offer);
+    let reply = Reply::new(header.unique, answer.map(|answer| (&answer.reply).into()));
+    device.send(&reply).context("/dev/fuse")?;
+    match answer {
+        Ok(answer) if answer.dax_fmap => Ok(()),
+        Ok(_) => {
+            kernel::check()?;
+            let text = "the kernel did not offer famfs mode: CAP_SYS_RAWIO is needed in the initial user namespace";
+            Err(fail(Exit::Permission, text))
+        }
+        Err(_) => {
+            let (major, minor, ours) = (offer.major, offer.minor, abi::KERNEL_MINOR_VERSION);
+            Err(fail(
+                Exit::Kernel,
+                format!("the kernel speaks FUSE {major}.{minor}, famfs 7.12 to 7.{ours}"),
+            ))
+        }
+    }
+}
+
+/// Receives and answers until the connection ends.
+pub fn serve(channel: &Arc<DevFuse>, server: &Server) {
+    let mut buffer = vec![0; dev::BUFFER_SIZE];
+    loop {
+        match channel.receive(&mut buffer) {
+            Ok(Some(bytes)) => {
+                let Some(reply) = server.answer(channel, bytes) else {
+                    continue;
+                };
+                if let Err(error) = channel.send(&reply) {
+                    tracing::error!(%error, "the kernel refused a reply");
+                }
+            }
+            Ok(None) => return,
+            Err(error) => {
+                tracing::error!(%error, "cannot read from /dev/fuse");
+                return;
+            }
+        }
+    }
+}
