@@ -171,7 +171,7 @@ impl Demo<'_> {
             "Stop the server (SIGSTOP), take page faults, count the requests that wait for it",
         );
         let file = OpenOptions::new().read(true).write(true).open(FILE)?;
-        let server = tool::server()?;
+        let (server, connection) = (tool::server()?, tool::Connection::of(MOUNTPOINT)?);
         tool::signal_server(server, Signal::STOP, "T")?;
         let faults = faults_of_self()?;
         let mapping = Mapping::new(&file, 0, SIZE as usize, Kind::SharedWrite)?;
@@ -179,10 +179,7 @@ impl Demo<'_> {
         for at in (0..mapping.len()).step_by(4096) {
             mapping.set_byte(at, mapping.byte(at));
         }
-        let (taken, waiting) = (
-            faults_of_self()? - faults,
-            tool::waiting_requests(MOUNTPOINT)?,
-        );
+        let (taken, waiting) = (faults_of_self()? - faults, connection.waiting()?);
         tool::signal_server(server, Signal::CONT, "RSD")?;
         let pages = SIZE.div_ceil(4096);
         ensure!(taken >= pages, "only {taken} faults for {pages} pages");

@@ -136,13 +136,31 @@ pub fn signal_server(pid: Pid, signal: Signal, states: &str) -> Result<()> {
     anyhow::bail!("the server, process {pid}, did not react to {signal:?}")
 }
 
-/// Requests of this mount that the server has not answered yet.
-pub fn waiting_requests(mountpoint: &str) -> Result<u64> {
-    let minor = rustix::fs::minor(fs::metadata(mountpoint)?.dev());
-    let text = fs::read_to_string(format!("/sys/fs/fuse/connections/{minor}/waiting"))?;
-    text.trim()
-        .parse()
-        .with_context(|| format!("waiting requests: {text:?}"))
+/// The kernel's side of a FUSE mount.
+pub struct Connection(String);
+
+impl Connection {
+    pub fn of(mountpoint: &str) -> Result<Self> {
+        let dev = fs::metadata(mountpoint)
+            .with_context(|| mountpoint.to_owned())?
+            .dev();
+        Ok(Self(format!(
+            "/sys/fs/fuse/connections/{}",
+            rustix::fs::minor(dev)
+        )))
+    }
+
+    /// Requests that the server has not answered yet.
+    pub fn waiting(&self) -> Result<u64> {
+        let text = fs::read_to_string(format!("{}/waiting", self.0))?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("waiting requests: {text:?}"))
+    }
+
+    pub fn abort(&self) -> Result<()> {
+        fs::write(format!("{}/abort", self.0), "1").context("abort the connection")
+    }
 }
 
 /// Replaces this process with the program in `args`, which then can't have CAP_SYS_RAWIO.

@@ -7,12 +7,14 @@ pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
 pub const SETATTR: u32 = 4;
 pub const OPEN: u32 = 14;
+pub const READ: u32 = 15;
 pub const STATFS: u32 = 17;
 pub const RELEASE: u32 = 18;
 pub const INIT: u32 = 26;
 pub const CREATE: u32 = 35;
 pub const DESTROY: u32 = 38;
 pub const BATCH_FORGET: u32 = 42;
+pub const FALLOCATE: u32 = 43;
 pub const GET_FMAP: u32 = 54;
 pub const GET_DAXDEV: u32 = 55;
 

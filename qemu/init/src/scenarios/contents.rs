@@ -164,8 +164,8 @@ fn each_kind(guest: &Guest, check: impl Fn(&Ready, &TestFs, &Fmap) -> Result<()>
 /// The pattern is put into the raw memory and looked for in the file.
 fn reading(guest: &Guest, read_by: ReadBy) -> Result<()> {
     each_kind(guest, |ready, fs, fmap| {
-        ready.fill(fmap)?;
         for (pos, len) in spans(guest, fmap.size) {
+            ready.fill_span(fmap, pos, &pattern(pos, len))?;
             let got = read_by(&Span {
                 path: &fs.path(NAME),
                 pos,
@@ -183,7 +183,7 @@ fn reading(guest: &Guest, read_by: ReadBy) -> Result<()> {
 fn writing(guest: &Guest, write_by: WriteBy) -> Result<()> {
     each_kind(guest, |ready, fs, fmap| {
         for (pos, len) in spans(guest, fmap.size) {
-            clear(ready, fmap, pos, len)?;
+            ready.fill_span(fmap, pos, &vec![0; len])?;
             write_by(
                 &Span {
                     path: &fs.path(NAME),
@@ -199,19 +199,6 @@ fn writing(guest: &Guest, write_by: WriteBy) -> Result<()> {
         }
         Ok(())
     })
-}
-
-fn clear(ready: &Ready, fmap: &Fmap, pos: u64, len: usize) -> Result<()> {
-    let mut at = pos;
-    while at < pos + len as u64 {
-        let (dev, offset) = fmap
-            .locate(at)
-            .context("the fmap does not cover its file")?;
-        let run = (AU - at % AU).min(pos + len as u64 - at);
-        ready.raw(dev)?.write(offset, &vec![0; run as usize])?;
-        at += run;
-    }
-    Ok(())
 }
 
 fn open_rw(span: &Span) -> Result<File> {

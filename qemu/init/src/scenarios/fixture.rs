@@ -53,11 +53,15 @@ impl Ready {
 
     /// Writes the pattern of `fmap`'s file to where its bytes lie.
     pub fn fill(&self, fmap: &Fmap) -> Result<()> {
-        for (pos, len) in pieces(fmap.size) {
-            let (dev, offset) = fmap
-                .locate(pos)
-                .context("the fmap does not cover its file")?;
-            self.raw(dev)?.write(offset, &pattern(pos, len))?;
+        self.fill_span(fmap, 0, &pattern(0, fmap.size as usize))
+    }
+
+    /// Writes the file's bytes from `pos` on to the raw memory.
+    pub fn fill_span(&self, fmap: &Fmap, pos: u64, bytes: &[u8]) -> Result<()> {
+        for (at, len) in pieces(pos, bytes.len()) {
+            let (dev, offset) = locate(fmap, at)?;
+            let from = (at - pos) as usize;
+            self.raw(dev)?.write(offset, &bytes[from..from + len])?;
         }
         Ok(())
     }
@@ -65,13 +69,9 @@ impl Ready {
     /// The file's bytes from the raw memory.
     pub fn raw_bytes(&self, fmap: &Fmap, pos: u64, len: usize) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(len);
-        while bytes.len() < len {
-            let at = pos + bytes.len() as u64;
-            let (dev, offset) = fmap
-                .locate(at)
-                .context("the fmap does not cover its file")?;
-            let run = (AU - at % AU).min((len - bytes.len()) as u64);
-            bytes.extend(self.raw(dev)?.read(offset, run as usize)?);
+        for (at, len) in pieces(pos, len) {
+            let (dev, offset) = locate(fmap, at)?;
+            bytes.extend(self.raw(dev)?.read(offset, len)?);
         }
         Ok(bytes)
     }
@@ -88,9 +88,20 @@ pub fn one_extent() -> Fmap {
     Fmap::simple(2 * AU - 4219, &[extent(0, 16 * AU, 2 * AU)])
 }
 
-/// (position, length) of the blocks of one allocation unit that make up a file.
-fn pieces(size: u64) -> impl Iterator<Item = (u64, usize)> {
-    (0..size.div_ceil(AU)).map(move |index| (index * AU, (size - index * AU).min(AU) as usize))
+fn locate(fmap: &Fmap, pos: u64) -> Result<(u32, u64)> {
+    fmap.locate(pos).context("the fmap does not cover its file")
+}
+
+/// A stretch of a file cut at multiples of the allocation unit, where its map may change: (position, length).
+fn pieces(pos: u64, len: usize) -> Vec<(u64, usize)> {
+    let (mut at, end) = (pos, pos + len as u64);
+    let mut pieces = Vec::new();
+    while at < end {
+        let next = end.min((at / AU + 1) * AU);
+        pieces.push((at, (next - at) as usize));
+        at = next;
+    }
+    pieces
 }
 
 /// The bytes that a file of a test has at `pos`: different from one position to every other nearby.

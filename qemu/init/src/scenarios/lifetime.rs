@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Who outlives whom: mounts, mappings, the server, the module.
 
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
 use rustix::io::Errno;
@@ -13,8 +13,8 @@ use crate::dax::Driver;
 use crate::fmap::AU;
 use crate::module;
 use crate::runner::Guest;
-use crate::server::TestFs;
 use crate::sys::{Kind, Mapping};
+use crate::tool::Connection;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("umount_while_open_is_busy", umount_while_open_is_busy),
@@ -67,7 +67,7 @@ fn rmmod_and_insmod_again(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     for _ in 0..3 {
         let fmap = one_extent();
         let mut fs = ready(guest)?.one_file("file", &fmap)?;
-        let mapping = Mapping::new(&fs.open("file")?, 0, AU as usize, Kind::SharedWrite)?;
+        let mapping = Mapping::new(&fs.open_rw("file")?, 0, AU as usize, Kind::SharedWrite)?;
         mapping.set_byte(0, 1);
         drop(mapping);
         fs.umount().context("umount")?;
@@ -80,14 +80,6 @@ fn rmmod_and_insmod_again(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     Ok(())
 }
 
-fn connection_of(fs: &TestFs) -> Result<String> {
-    let dev = std::fs::metadata(fs.path("."))?.dev();
-    Ok(format!(
-        "/sys/fs/fuse/connections/{}",
-        rustix::fs::minor(dev)
-    ))
-}
-
 /// Without a server, open files and mappings go on; only what needs the server fails.
 fn aborted_connection_keeps_data(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let fmap = one_extent();
@@ -96,8 +88,7 @@ fn aborted_connection_keeps_data(guest: &Guest, _channel: &mut Channel) -> Resul
     let file = fs.open_rw("file")?;
     let mapping = Mapping::new(&file, 0, fmap.size as usize, Kind::SharedWrite)?;
     mapping.byte(0);
-    std::fs::write(format!("{}/abort", connection_of(&fs)?), "1")
-        .context("abort the connection")?;
+    Connection::of(&fs.path("."))?.abort()?;
     ensure_eq!(
         mapping.read(0, fmap.size as usize),
         pattern(0, fmap.size as usize),

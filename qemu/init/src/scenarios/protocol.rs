@@ -167,11 +167,8 @@ fn plain_fuse_is_left_alone(guest: &Guest, _channel: &mut Channel) -> Result<()>
         .read_at(&mut [0; 64], 0)
         .err()
         .and_then(|error| error.raw_os_error());
-    ensure_eq!(
-        error,
-        Some(libc::ENOSYS),
-        "read where the server has no READ"
-    );
+    ensure_eq!(error, Some(libc::EIO), "read where the server refuses READ");
+    ensure!(fs.count(wire::READ) > 0, "the server got no READ");
     ensure_eq!(fs.count(wire::GET_FMAP), 0, "GET_FMAP requests");
     Ok(())
 }
@@ -199,7 +196,6 @@ fn size_cannot_be_changed(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     serve.atomic_trunc = true;
     let fs = TestFs::mount(serve)?;
     let file = fs.open_rw("file")?;
-    let (setattrs, total) = (fs.count(wire::SETATTR), fs.total());
     let errno = |result: std::io::Result<()>| result.err().and_then(|error| error.raw_os_error());
     for size in [0, fmap.size - 1, fmap.size + 1] {
         ensure_eq!(
@@ -219,13 +215,13 @@ fn size_cannot_be_changed(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         Some(libc::EOPNOTSUPP),
         "fallocate"
     );
-    ensure_eq!(fs.total(), total, "requests for refused calls");
+    ensure_eq!(fs.count(wire::FALLOCATE), 0, "FALLOCATE requests");
     ensure_eq!(
         errno(File::create(fs.path("file")).map(drop)),
         Some(libc::EPERM),
         "open with O_TRUNC"
     );
-    ensure_eq!(fs.count(wire::SETATTR), setattrs, "SETATTR requests");
+    ensure_eq!(fs.count(wire::SETATTR), 0, "SETATTR requests");
     ensure_eq!(file.metadata()?.len(), fmap.size, "st_size");
     Ok(())
 }
