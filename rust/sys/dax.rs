@@ -66,6 +66,8 @@ pub(crate) trait Holder: Send + Sync {
 
 struct Held {
     dev: usize,
+    /// What `fs_dax_get()` is given, and `dax_holder()` returns while it is in force.
+    cookie: usize,
     holder: Arc<dyn Holder>,
     /// `kill_dax()` is about to end the holding from its side.
     removed: bool,
@@ -74,9 +76,10 @@ struct Held {
 global_lock! {
     // SAFETY: `init` is called before any other use.
     //
-    // All devices that are held, by the address of their `struct dax_device`. A notification that
-    // comes late finds its device gone from here; to trust `dax_holder()` then would be wrong,
-    // since it may be somebody else's already. A leaf: nothing is locked under it.
+    // All devices that are held or about to be, by the address of their `struct dax_device`. A
+    // notification looks its device up here: it may come late, when the holder is gone and another
+    // one, of another type, has come. A leaf: drivers are unbound, and so notify, under the lock of
+    // their device, which `fs_dax_get()` takes too.
     unsafe(uninit) static HELD: Mutex<KVec<Held>> = KVec::new();
 }
 
@@ -172,32 +175,29 @@ impl DaxDevice {
     ///
     /// `EBUSY`: it has one; `EOPNOTSUPP`: it is not in fsdev mode; `ENODEV`: it is gone.
     pub(crate) fn hold<T: Holder + 'static>(self, holder: Arc<T>) -> Result<HeldDaxDevice<T>> {
-        let mut held = HELD.lock();
-        held.reserve(1, GFP_KERNEL)?;
-        // SAFETY: `self` is a reference to the device. The address of the holder is unique while
-        // it is used, since `HeldDaxDevice` owns it, and nobody follows it.
-        to_result(unsafe {
-            bindings::fs_dax_get(
-                self.0.as_ptr(),
-                Arc::as_ptr(&holder).cast_mut().cast(),
-                &HOLDER_OPS,
-            )
-        })?;
-        // INVARIANT: `fs_dax_get` took a reference of its own, and made `holder` the holder.
-        let dev = HeldDaxDevice {
-            dev: self.0,
-            holder: holder.clone(),
-        };
-        let entry = Held {
-            dev: self.0.as_ptr().addr(),
-            holder,
-            removed: false,
-        };
-        if held.push_within_capacity(entry).is_err() {
-            drop(held);
-            return Err(ENOMEM);
+        let cookie = Arc::as_ptr(&holder).cast_mut().cast::<ffi::c_void>();
+        {
+            let mut held = HELD.lock();
+            let entry = Held {
+                dev: self.0.as_ptr().addr(),
+                cookie: cookie.addr(),
+                holder: holder.clone(),
+                removed: false,
+            };
+            held.push(entry, GFP_KERNEL)?;
         }
-        Ok(dev)
+        // SAFETY: `self` is a reference to the device. The cookie is that of no other holder, since
+        // what is returned owns `holder`, and nobody follows it.
+        let err = to_result(unsafe { bindings::fs_dax_get(self.0.as_ptr(), cookie, &HOLDER_OPS) });
+        if let Err(error) = err {
+            HELD.lock().retain(|held| held.cookie != cookie.addr());
+            return Err(error);
+        }
+        // INVARIANT: `fs_dax_get` took a reference of its own, and made `holder` the holder.
+        Ok(HeldDaxDevice {
+            dev: self.0,
+            holder,
+        })
     }
 }
 
@@ -283,7 +283,7 @@ impl<T: Holder> Drop for HeldDaxDevice<T> {
         let cookie: *mut ffi::c_void = Arc::as_ptr(&self.holder).cast_mut().cast();
         let mut removed = false;
         HELD.lock().retain(|held| {
-            let this = held.dev == self.dev.as_ptr().addr();
+            let this = held.cookie == cookie.addr();
             removed |= this && held.removed;
             !this
         });
@@ -389,7 +389,12 @@ unsafe extern "C" fn notify_failure(
     let failure = Failure { offset, len, flags };
     let holder = {
         let mut held = HELD.lock();
-        let Some(held) = held.iter_mut().find(|held| held.dev == dev.addr()) else {
+        // SAFETY: By the function's own requirement.
+        let cookie = unsafe { bindings::dax_holder(dev) }.addr();
+        let Some(held) = held
+            .iter_mut()
+            .find(|held| held.dev == dev.addr() && held.cookie == cookie)
+        else {
             return super::errno::EOPNOTSUPP().to_errno();
         };
         held.removed |= failure.is_removal();
