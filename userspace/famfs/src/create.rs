@@ -64,10 +64,13 @@ pub struct Plan {
 impl Plan {
     /// Lock the log of `mounted`.
     pub fn new(mounted: Mounted, striping: Option<&Striping>) -> anyhow::Result<Self> {
-        let writer = Writer::new(mounted)?;
+        Ok(Self::on(Writer::new(mounted)?, striping))
+    }
+
+    fn on(writer: Writer, striping: Option<&Striping>) -> Self {
         let daxdevs = writer.replay.space.devindexes().count() as u64;
         let interleave = striping.and_then(|striping| striping.interleave(daxdevs));
-        Ok(Self { writer, interleave, bodies: Vec::new(), paths: HashSet::new() })
+        Self { writer, interleave, bodies: Vec::new(), paths: HashSet::new() }
     }
 
     /// The file system.
@@ -139,4 +142,86 @@ pub fn check_size(path: &std::path::Path, size: u64) -> anyhow::Result<()> {
         return Err(fail(Exit::Failed, format!("{}: {found} bytes, not {size} as logged", path.display())));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use famfs_media::{AllocError, LogHeader, PathError, PrimaryDax, Superblock, LOG_LEN_MIN};
+    use std::os::unix::fs::FileExt;
+
+    const MIB: u64 = 1 << 20;
+    const ATTRIBUTES: Attributes = Attributes { mode: 0o640, uid: 7, gid: 8 };
+
+    fn superblock() -> Superblock {
+        let dax = PrimaryDax { size: 32 * MIB, uuid: Uuid::nil(), name: vec![] };
+        Superblock::new(LOG_LEN_MIN, Uuid::nil(), Uuid::nil(), Uuid::nil(), dax)
+    }
+
+    /// A plan for an empty file system on a device of 32 MiB, and its log.
+    fn plan(striping: Option<&Striping>) -> (Plan, fs::File) {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LOG_LEN_MIN).unwrap();
+        file.write_all_at(&LogHeader::new(LOG_LEN_MIN).encode(), 0).unwrap();
+        let writer = Writer::on_file(file.try_clone().unwrap(), superblock(), 32 * MIB);
+        (Plan::on(writer, striping), file)
+    }
+
+    fn entries(file: &fs::File) -> u64 {
+        let mut header = [0; 48];
+        file.read_exact_at(&mut header, 0).unwrap();
+        LogHeader::parse(&header, LOG_LEN_MIN).unwrap().next_index
+    }
+
+    #[test]
+    fn a_full_device_changes_nothing() {
+        let (mut plan, log) = plan(None);
+        assert_eq!(plan.file(b"a", 20 * MIB, ATTRIBUTES).unwrap(), Planned::New);
+        let error = plan.file(b"b", 3 * MIB, ATTRIBUTES).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&AllocError::NoSpace { wanted: 4 * MIB, longest: 2 * MIB }));
+        assert_eq!(crate::exit::code(&error), Exit::NoSpace);
+        drop(plan);
+        assert_eq!(entries(&log), 0);
+    }
+
+    #[test]
+    fn a_plan_becomes_entries() {
+        let (mut plan, log) = plan(None);
+        plan.mkdir(b"d", ATTRIBUTES).unwrap();
+        plan.file(b"d/f", 5, ATTRIBUTES).unwrap();
+        // There is no server that could be told; the log is written before that.
+        assert!(plan.publish().is_err());
+        assert_eq!(entries(&log), 2);
+        let mut plan = Plan::on(Writer::on_file(log, superblock(), 32 * MIB), None);
+        let node = plan.existing(b"d/f").unwrap();
+        assert_eq!((node.mode, node.uid, node.gid), (0o640, 7, 8));
+        assert_eq!(plan.file(b"d/f", 5, ATTRIBUTES).unwrap(), Planned::Same);
+        assert!(plan.bodies.is_empty());
+    }
+
+    #[test]
+    fn what_is_there_keeps_its_size_and_kind() {
+        let (mut plan, log) = plan(None);
+        plan.mkdir(b"d", ATTRIBUTES).unwrap();
+        plan.file(b"f", 5, ATTRIBUTES).unwrap();
+        let again = plan.file(b"f", 5, ATTRIBUTES).unwrap_err();
+        assert_eq!(again.to_string(), "path \"f\" would be made twice");
+        let _ = plan.publish();
+        let mut plan = Plan::on(Writer::on_file(log, superblock(), 32 * MIB), None);
+        let error = |plan: &mut Plan, path| plan.file(path, 6, ATTRIBUTES).unwrap_err().to_string();
+        assert_eq!(error(&mut plan, b"f"), "f: exists with 5 bytes; a famfs file can not change its size");
+        assert_eq!(error(&mut plan, b"d"), "d: is a directory");
+        let long = [b'p'; 80];
+        let text = plan.mkdir(&long, ATTRIBUTES).unwrap_err().to_string();
+        assert!(text.ends_with(&format!(": {}", PathError::TooLong(80))), "{text}");
+    }
+
+    #[test]
+    fn striping_reaches_the_map() {
+        let striping = Striping { nstrips: Some(2), nbuckets: None, chunk: None };
+        let (mut plan, _) = plan(Some(&striping));
+        plan.file(b"f", 4 * MIB, ATTRIBUTES).unwrap();
+        let Some(Body::File(file)) = plan.bodies.first() else { panic!("no file") };
+        assert!(matches!(file.map, RawMap::Interleaved { nstrips: 2, chunk_size: 0x20_0000, .. }));
+    }
 }

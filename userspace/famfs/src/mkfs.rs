@@ -109,7 +109,10 @@ fn check_empty(path: &Path, superblock: &impl Store, force: bool) -> anyhow::Res
         Err(famfs_media::SuperError::Version(version)) => format!("a famfs of version {version}"),
         Err(_) => return Ok(()),
     };
-    Err(fail(Exit::Device, format!("{} holds {what}; --force overwrites it, and all its files are lost", path.display())))
+    Err(fail(
+        Exit::Device,
+        format!("{} holds {what}; --force overwrites it, and all its files are lost", path.display()),
+    ))
 }
 
 fn wipe_magic(superblock: &impl Store) -> anyhow::Result<()> {
@@ -141,9 +144,9 @@ impl Plan {
 
     fn of(superblocks: Vec<Superblock>) -> Self {
         let others = superblocks.iter().skip(1);
-        let bodies = (1..).zip(others).map(|(index, sb): (u32, _)| {
-            Body::AddDaxdev(AddDaxdev { size: sb.dax.size, uuid: sb.dev_uuid, index })
-        });
+        let bodies = (1..)
+            .zip(others)
+            .map(|(index, sb): (u32, _)| Body::AddDaxdev(AddDaxdev { size: sb.dax.size, uuid: sb.dev_uuid, index }));
         let entries: Vec<u8> = (0..).zip(bodies).flat_map(|(seqnum, body)| Entry { seqnum, body }.encode()).collect();
         let count = (entries.len() / ENTRY_BYTES) as u64;
         let log_len = superblocks.first().map_or(LOG_LEN_MIN, |sb| sb.log_len);

@@ -162,6 +162,17 @@ impl Writer {
         Ok(Self { mounted, replay, header, region, _log: file })
     }
 
+    /// A writer on `log`, a file with the log of `superblock`, for tests.
+    #[cfg(test)]
+    pub fn on_file(log: File, superblock: Superblock, device_size: u64) -> Self {
+        let region = map_file(&log, superblock.log_len as usize, true).unwrap();
+        let header = log::header(&region, &superblock).unwrap();
+        let mut replay = Replay::new(&superblock, device_size);
+        log::catch_up(&region, &header, &mut replay).unwrap();
+        let mounted = Mounted { root: "/nowhere".into(), device: "/dev/dax0.0".into(), superblock };
+        Self { mounted, replay, header, region, _log: log }
+    }
+
     /// Append `bodies`, unlock, and return when the server knows them.
     pub fn publish(self, bodies: Vec<Body>) -> anyhow::Result<Mounted> {
         if bodies.is_empty() {

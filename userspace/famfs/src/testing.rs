@@ -50,4 +50,3 @@ impl Store for Traced {
         Ok(())
     }
 }
-

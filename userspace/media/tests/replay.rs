@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Logs that upstream's code never wrote: each check of the replay by itself.
 
+// Helpers of tests may panic; clippy.toml knows only the tests themselves.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
 use famfs_media::{
     path_bytes, AddDaxdev, Body, Daxdev, Entry, Extent, FileEntry, LogError, LogHeader, MkdirEntry, PathError,
     PrimaryDax, Problem, RawMap, Replay, Superblock, LOG_LEN_MIN,
@@ -83,7 +86,7 @@ fn extents_stay_inside_the_data_of_their_device() {
     assert_eq!(one(at(0, 8 * MIB, 2 * MIB)), [Problem::Reserved { extent: 0, offset: 8 * MIB }]);
     let past = |offset, len| Problem::PastDevice { extent: 0, offset, len, size: DEVICE };
     assert_eq!(one(at(0, 10 * MIB, 56 * MIB)), [past(10 * MIB, 56 * MIB)]);
-    let far = u64::MAX & !(2 * MIB - 1);
+    let far = !(2 * MIB - 1);
     assert_eq!(one(at(0, far, 4 * MIB)), [past(far, 4 * MIB)]);
     assert_eq!(one(at(0, 11 * MIB, 2 * MIB)), [Problem::Offset { extent: 0, offset: 11 * MIB }]);
     assert_eq!(one(at(0, 12 * MIB, 3 * MIB)), [Problem::Len { extent: 0, len: 3 * MIB }]);
