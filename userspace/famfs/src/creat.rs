@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::cli::{Ownership, Striping};
-use crate::create::{self, Attributes, Plan};
+use crate::create::{self, Attributes, Plan, Planned};
 use crate::exit::{fail, Exit};
 use crate::fill;
 use crate::mounted::{parent, Mounted};
@@ -13,12 +13,12 @@ use crate::size;
 /// Options of creat.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The new file, in a mounted famfs. One that has this size already is left as it is.
+    /// The new file, in a mounted famfs; it is filled with zeroes. One that has this size already is left as it is.
     file: PathBuf,
     /// Bytes; k, m, g and t behind the number are powers of 1024.
     #[arg(short, long, value_parser = size::parse)]
     size: u64,
-    /// Fill it with a pattern that `famfs verify` can check.
+    /// Fill it with a pattern instead, that `famfs verify` can check.
     #[arg(short, long)]
     randomize: bool,
     /// Seed of the pattern.
@@ -38,11 +38,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mounted = Mounted::of(parent(&args.file))?;
     let path = mounted.relative(&args.file)?;
     let mut plan = Plan::new(mounted, Some(&args.striping))?;
-    plan.file(&path, args.size, Attributes::new(&args.ownership, create::masked(0o644)))?;
+    let planned = plan.file(&path, args.size, Attributes::new(&args.ownership, create::masked(0o644)))?;
     plan.publish()?;
     create::check_size(&args.file, args.size)?;
-    if args.randomize {
-        fill::fill(&args.file, args.seed)?;
+    match (args.randomize, planned) {
+        (true, _) => fill::fill(&args.file, args.seed),
+        (false, Planned::New) => fill::zero(&args.file),
+        (false, Planned::Same) => Ok(()),
     }
-    Ok(())
 }

@@ -2,6 +2,7 @@
 //! A pattern that tells where it is: `famfs creat -r` writes it, `famfs verify` checks it.
 
 use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -43,15 +44,26 @@ pub fn verify(args: &Args) -> anyhow::Result<()> {
 
 /// Fill a file with the pattern.
 pub fn fill(path: &Path, seed: u64) -> anyhow::Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(path).with_context(|| path.display().to_string())?;
+    write(path, |at, len| pattern(seed, at, len))
+}
+
+/// Fill a file with zeroes: the memory may hold what an earlier file system left.
+pub fn zero(path: &Path) -> anyhow::Result<()> {
+    write(path, |_, len| vec![0; len])
+}
+
+/// Write all of a file, and write it back from the caches. `block` gives the bytes at an offset.
+fn write(path: &Path, block: impl Fn(usize, usize) -> Vec<u8>) -> anyhow::Result<()> {
+    let context = || path.display().to_string();
+    let file = OpenOptions::new().read(true).write(true).open(path).with_context(context)?;
     let len = usize::try_from(file.metadata()?.len())?;
-    let region = map_file(&file, len, true).with_context(|| path.display().to_string())?;
+    let region = map_file(&file, len, true).with_context(context)?;
     let bar = progress(path, len as u64);
     for at in (0..len).step_by(BLOCK) {
-        let block = pattern(seed, at, len.saturating_sub(at).min(BLOCK));
-        region.write(at, &block)?;
-        region.flush(at, block.len())?;
-        bar.inc(block.len() as u64);
+        let bytes = block(at, len.saturating_sub(at).min(BLOCK));
+        file.write_all_at(&bytes, at as u64).with_context(context)?;
+        region.flush(at, bytes.len())?;
+        bar.inc(bytes.len() as u64);
     }
     bar.finish_and_clear();
     Ok(())
@@ -125,6 +137,9 @@ mod tests {
         fill(&path, 42).unwrap();
         let check = |seed| verify(&Args { files: vec![path.clone()], seed });
         check(42).unwrap();
+        zero(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), vec![0; len as usize]);
+        fill(&path, 42).unwrap();
         assert!(check(43).unwrap_err().to_string().contains("byte 0 "));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[(2 << 20) + 12344] ^= 1;
