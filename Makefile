@@ -26,7 +26,7 @@ outputs := KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 # Targets and flags that the caller's environment may set would move the outputs.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET RUSTFLAGS
 # Not for `test`, which runs make again: there they would look like the user's own.
-demo shell lint test-vm: export KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
+$(foreach name,$(outputs),$(eval demo shell lint test-vm: export $(name) := $($(name))))
 
 # .cargo/config.toml is found from the working directory, hence cd. An old cargo
 # may precede a usable one on PATH; which is known only after `packages`.
