@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Memory that fails, and devices that go away.
+
+use kernel::prelude::*;
+
+use crate::{
+    daxdev::{
+        Access,
+        Policy, //
+    },
+    fake::{
+        Conn,
+        Dax,
+        File,
+        Server,
+        POISON,
+        REMOVAL, //
+    },
+    fixture::{
+        hold,
+        DAX_BYTES, //
+    },
+    message::{
+        simple,
+        MIB, //
+    },
+    sys::errno::{
+        EHWPOISON,
+        EOPNOTSUPP, //
+    },
+};
+
+/// Two files on a mount with two devices. Fields are dropped in this order.
+struct Setup {
+    /// 2 MiB on device 0, then 1 MiB on device 1.
+    both: File,
+    /// 2 MiB on device 1.
+    second: File,
+    conn: Conn,
+    server: Server,
+    dax: [Dax; 2],
+}
+
+impl Setup {
+    fn new() -> Result<Self> {
+        let dax = [Dax::new(DAX_BYTES)?, Dax::new(DAX_BYTES)?];
+        let extents = [(0, 4 * MIB, 2 * MIB), (1, 0, 2 * MIB)];
+        let mut server = Server::new(simple(3 * MIB, &extents)?);
+        let conn = Conn::new(1)?;
+        conn.push(&dax[0], 0)?;
+        conn.push(&dax[1], 1)?;
+        let both = File::opened(&conn)?;
+        server.set_fmap(simple(2 * MIB, &[(1, 4 * MIB, 2 * MIB)])?);
+        let second = File::opened(&conn)?;
+        Ok(Self {
+            both,
+            second,
+            conn,
+            server,
+            dax,
+        })
+    }
+
+    fn health(&self, index: u16) -> &'static str {
+        let daxdev = self.conn.mount().get(index);
+        daxdev.map_or("none", |daxdev| daxdev.state().health())
+    }
+}
+
+fn is_suspect(file: &File) -> bool {
+    file.map().is_some_and(|map| map.is_suspect())
+}
+
+/// What a read of four bytes says.
+fn read(file: &File, pos: u64) -> Result<usize> {
+    file.read(pos as i64, &mut [0; 4])
+}
+
+#[kunit_tests(famfs_failure)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_device() -> Result {
+        let dax = Dax::new(DAX_BYTES)?;
+        let daxdev = hold(&dax, 0, Policy::Device)?;
+        let state = daxdev.state();
+        assert_eq!(state.health(), "ok");
+        assert!(state.is_intact());
+        assert_eq!(state.check(0, 5, Access::Fault), Ok(5));
+        dax.fail(8192, 4096, POISON)?;
+        assert_eq!(state.health(), "failed");
+        assert!(!state.is_intact());
+        let fault = |offset, len| state.check(offset, len, Access::Fault);
+        assert_eq!(fault(8192, 1), Err(EHWPOISON()));
+        assert_eq!(fault(12287, 1), Err(EHWPOISON()));
+        assert_eq!(fault(12288, 1), Err(EIO));
+        assert_eq!(fault(8191, 1), Err(EIO));
+        assert_eq!(fault(0, DAX_BYTES), Err(EIO));
+        let read = |offset, len| state.check(offset, len, Access::ReadWrite);
+        assert_eq!(read(8192, 1), Err(EHWPOISON()));
+        assert_eq!(read(0, 1), Err(EHWPOISON()));
+        assert_eq!(read(DAX_BYTES - 1, 1), Err(EHWPOISON()));
+        Ok(())
+    }
+
+    #[test]
+    fn policy_range() -> Result {
+        let dax = Dax::new(DAX_BYTES)?;
+        let daxdev = hold(&dax, 0, Policy::Range)?;
+        let state = daxdev.state();
+        dax.fail(8192, 4096, POISON)?;
+        dax.fail(4096, 4096, POISON)?;
+        dax.fail(1 << 20, 4096, POISON)?;
+        assert_eq!(state.health(), "failed");
+        for access in [Access::Fault, Access::ReadWrite] {
+            let check = |offset, len| state.check(offset, len, access);
+            assert_eq!(check(0, 4096), Ok(4096));
+            assert_eq!(check(0, 4097), Ok(4096));
+            assert_eq!(check(100, 1 << 20), Ok(3996));
+            assert_eq!(check(4096, 1), Err(EHWPOISON()));
+            assert_eq!(check(12287, 2), Err(EHWPOISON()));
+            assert_eq!(check(12288, u64::MAX), Ok((1 << 20) - 12288));
+            let behind = (1 << 20) + 4096;
+            assert_eq!(check(behind, 1 << 20), Ok(1 << 20));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn health_only_worsens() -> Result {
+        let dax = Dax::new(DAX_BYTES)?;
+        let daxdev = hold(&dax, 0, Policy::Range)?;
+        let state = daxdev.state();
+        dax.fail(0, 4096, POISON)?;
+        assert_eq!(state.health(), "failed");
+        dax.fail(0, u64::MAX, REMOVAL)?;
+        assert_eq!(state.health(), "removed");
+        dax.fail(8192, 4096, POISON)?;
+        assert_eq!(state.health(), "removed");
+        assert_eq!(state.check(1 << 20, 1, Access::Fault), Err(ENXIO));
+        dax.kill();
+        assert_eq!(dax.fail(0, 4096, POISON), Err(ENXIO));
+        assert_eq!(state.health(), "removed");
+        Ok(())
+    }
+
+    #[test]
+    fn notifications_without_sense_are_refused() -> Result {
+        let dax = Dax::new(DAX_BYTES)?;
+        let free = dax.fail(0, 4096, POISON);
+        assert_eq!(free, Err(EOPNOTSUPP()));
+        let daxdev = hold(&dax, 0, Policy::Range)?;
+        assert_eq!(dax.fail(4096, 0, POISON), Err(EOPNOTSUPP()));
+        assert_eq!(dax.fail(u64::MAX, 1, POISON), Err(EOPNOTSUPP()));
+        assert_eq!(daxdev.state().health(), "ok");
+        assert_eq!(dax.fail(0, u64::MAX, POISON), Ok(()));
+        let all = daxdev.state().check(DAX_BYTES - 1, 1, Access::Fault);
+        assert_eq!(all, Err(EHWPOISON()));
+        drop(daxdev);
+        assert_eq!(dax.fail(0, 4096, POISON), Err(EOPNOTSUPP()));
+        Ok(())
+    }
+
+    #[test]
+    fn files_on_the_device_fail_and_no_others() -> Result {
+        let setup = Setup::new()?;
+        assert_eq!(read(&setup.both, 0), Ok(4));
+        setup.dax[0].fail(8 * MIB, 4096, POISON)?;
+        assert_eq!((setup.health(0), setup.health(1)), ("failed", "ok"));
+        assert!(is_suspect(&setup.both));
+        assert!(!is_suspect(&setup.second));
+        assert_eq!(read(&setup.both, 0), Err(EHWPOISON()));
+        assert_eq!(setup.both.write(0, &[1]), Err(EHWPOISON()));
+        assert_eq!(read(&setup.both, 2 * MIB), Ok(4));
+        assert_eq!(read(&setup.second, 0), Ok(4));
+        Ok(())
+    }
+
+    #[test]
+    fn a_read_is_short_where_the_device_failed() -> Result {
+        let setup = Setup::new()?;
+        setup.dax[1].fail(0, 4096, POISON)?;
+        assert_eq!(read(&setup.both, 2 * MIB - 3), Ok(3));
+        assert_eq!(read(&setup.both, 2 * MIB), Err(EHWPOISON()));
+        assert_eq!(setup.both.write(2 * MIB as i64 - 1, &[1; 8]), Ok(1));
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_opened_later_knows() -> Result {
+        let setup = Setup::new()?;
+        setup.dax[1].fail(0, 4096, POISON)?;
+        let later = File::opened(&setup.conn)?;
+        assert!(is_suspect(&later));
+        assert_eq!(read(&later, 0), Err(EHWPOISON()));
+        assert_eq!(setup.server.requests(), (2, 0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_removal_fails_what_it_takes_away() -> Result {
+        let setup = Setup::new()?;
+        setup.dax[1].kill();
+        assert_eq!((setup.health(0), setup.health(1)), ("ok", "removed"));
+        assert!(!setup.dax[1].is_held());
+        assert_eq!(read(&setup.second, 0), Err(ENXIO));
+        assert_eq!(setup.second.write(0, &[1]), Err(ENXIO));
+        assert_eq!(read(&setup.both, 2 * MIB), Err(ENXIO));
+        assert_eq!(read(&setup.both, 0), Ok(4));
+        let file = File::new()?;
+        assert_eq!(file.open(&setup.conn), Err(ENXIO));
+        Ok(())
+    }
+}
