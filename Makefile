@@ -84,6 +84,11 @@ demo: modules userspace
 shell: modules userspace
 	@$(harness) shell --topology $(TOPOLOGY)
 
+# The patched kernel's header, where it is there; the host's may be too old.
+fuse_h := $(wildcard $(KDIR)/source/include/uapi/linux/fuse.h)
+ifneq ($(fuse_h),)
+test-host: export KERNEL_FUSE_H := $(fuse_h)
+endif
 test-host: packages
 	@$(call cargo,userspace) test --workspace --locked --no-fail-fast
 	@$(call cargo,qemu) test --workspace --locked --no-fail-fast
