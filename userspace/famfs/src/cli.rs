@@ -14,7 +14,7 @@ use crate::{cp, creat, dump, exit, fill, flush, fsck, getmap, logplay, mkdir, mk
 #[command(name = "famfs", version, after_long_help = exit::TABLE, arg_required_else_help = true)]
 struct Cli {
     /// Say more on stderr; twice for still more. RUST_LOG overrides it.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 100)]
     verbose: u8,
     #[command(subcommand)]
     verb: Verb,
@@ -39,6 +39,7 @@ pub enum Verb {
     /// Make a file of a given size.
     Creat(creat::Args),
     /// Copy files into a mounted famfs.
+    #[command(override_usage = "famfs cp [OPTIONS] <SOURCE>... <DEST>")]
     Cp(cp::Args),
     /// Compare files with the pattern that creat -r writes.
     Verify(fill::Args),

@@ -84,7 +84,11 @@ impl Listing {
         match (meta.is_file(), meta.len()) {
             (false, _) => self.skipped.push(format!("{} (not a file)", source.display())),
             (true, 0) => self.skipped.push(format!("{} (empty)", source.display())),
-            (true, size) => self.files.push((Job { source: source.into(), dest, size }, meta.mode())),
+            (true, size) => {
+                // A source that can not be read must be known before its copy is made.
+                File::open(source).with_context(|| source.display().to_string())?;
+                self.files.push((Job { source: source.into(), dest, size }, meta.mode()));
+            }
         }
         Ok(())
     }
@@ -162,4 +166,60 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
         bar.inc(read as u64);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn tree() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("src/sub")).unwrap();
+        fs::write(at("src/sub/b"), [1; 5]).unwrap();
+        fs::write(at("src/a"), [2; 7]).unwrap();
+        fs::write(at("src/empty"), []).unwrap();
+        symlink("..", at("src/sub/up")).unwrap();
+        dir
+    }
+
+    #[test]
+    fn directories_come_before_what_is_in_them() {
+        let dir = tree();
+        let mut listing = Listing::default();
+        listing.add(&dir.path().join("src"), "/mnt/src".into(), true).unwrap();
+        let dirs: Vec<_> = listing.dirs.iter().map(|(path, _)| path.to_str().unwrap()).collect();
+        assert_eq!(dirs, ["/mnt/src", "/mnt/src/sub"]);
+        let files: Vec<_> = listing.files.iter().map(|(job, _)| (job.dest.to_str().unwrap(), job.size)).collect();
+        assert_eq!(files, [("/mnt/src/a", 7), ("/mnt/src/sub/b", 5)]);
+        let skipped = [("src/empty", "empty"), ("src/sub/up", "a symbolic link")];
+        assert_eq!(listing.skipped, skipped.map(|(p, why)| format!("{} ({why})", dir.path().join(p).display())));
+    }
+
+    #[test]
+    fn a_directory_wants_the_option() {
+        let dir = tree();
+        let mut listing = Listing::default();
+        listing.add(&dir.path().join("src"), "/mnt/src".into(), false).unwrap();
+        assert!(listing.dirs.is_empty() && listing.files.is_empty());
+        assert!(listing.skipped[0].ends_with("/src (a directory; --recursive copies it)"), "{:?}", listing.skipped);
+        assert!(listing.add(&dir.path().join("missing"), "/mnt/m".into(), false).is_err());
+    }
+
+    #[test]
+    fn bytes_are_copied_and_sizes_checked() {
+        let dir = tree();
+        let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
+        let bytes: Vec<u8> = (0..BLOCK + 4219).map(|i| (i % 251) as u8).collect();
+        fs::write(&source, &bytes).unwrap();
+        fs::write(&dest, vec![0xee; bytes.len()]).unwrap();
+        let job = |size| Job { source: source.clone(), dest: dest.clone(), size };
+        copy(&job(bytes.len() as u64), &ProgressBar::hidden()).unwrap();
+        assert_eq!(fs::read(&dest).unwrap(), bytes);
+        assert!(copy(&job(5), &ProgressBar::hidden()).is_err());
+        File::options().write(true).open(&source).unwrap().set_len(9).unwrap();
+        let error = copy(&job(bytes.len() as u64), &ProgressBar::hidden()).unwrap_err();
+        assert!(error.to_string().ends_with("became shorter: 9 bytes"), "{error}");
+    }
 }

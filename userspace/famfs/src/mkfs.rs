@@ -21,7 +21,7 @@ use crate::{size, system};
 #[derive(clap::Args)]
 pub struct Args {
     /// Dax devices, such as /dev/dax0.0. Superblock and log go to the first one.
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "DEVICE")]
     devices: Vec<PathBuf>,
     /// Overwrite a famfs.
     #[arg(short, long)]

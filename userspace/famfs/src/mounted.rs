@@ -10,6 +10,7 @@ use anyhow::Context;
 use famfs_fuse::{map_file, Region};
 use famfs_media::{Body, LogHeader, Replay, Role, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
 use rustix::fs::{flock, setxattr, statx, AtFlags, FlockOperation, StatxFlags, XattrFlags, CWD};
+use rustix::io::Errno;
 
 use crate::exit::{fail, Exit};
 use crate::{device, log, system};
@@ -39,9 +40,7 @@ struct Mount {
 impl Mounted {
     /// The famfs that `path`, which must exist, is in.
     pub fn of(path: &Path) -> anyhow::Result<Self> {
-        let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)
-            .map_err(io::Error::from)
-            .with_context(|| path.display().to_string())?;
+        let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).map_err(|errno| stat_error(path, errno))?;
         let not_famfs = || fail(Exit::NoFamfs, format!("{} is not in a mounted famfs", path.display()));
         let mount = mounts()?.into_iter().find(|m| m.id == stat.stx_mnt_id).ok_or_else(not_famfs)?;
         let file = mount.point.join(".meta/.superblock");
@@ -102,6 +101,16 @@ impl Mounted {
     }
 }
 
+fn stat_error(path: &Path, errno: Errno) -> anyhow::Error {
+    let path = path.display();
+    match errno {
+        Errno::NOTCONN => {
+            fail(Exit::Failed, format!("{path}: the server of this mount is gone; `umount` it and mount it again"))
+        }
+        _ => anyhow::Error::from(io::Error::from(errno)).context(path.to_string()),
+    }
+}
+
 /// Where the famfs on `device` is mounted, if it is.
 pub fn mount_point(device: &Path) -> anyhow::Result<Option<PathBuf>> {
     let mount = mounts()?.into_iter().find(|m| m.source == device && m.fstype.starts_with(b"fuse"));
@@ -110,7 +119,9 @@ pub fn mount_point(device: &Path) -> anyhow::Result<Option<PathBuf>> {
 
 /// Device 0 of the famfs that is mounted on `path` or from it. Looks at nothing but the mount table.
 pub fn device_of(path: &Path) -> anyhow::Result<Option<PathBuf>> {
-    let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    // The mount point of a server that is gone can not be resolved.
+    let path =
+        path.canonicalize().or_else(|_| std::path::absolute(path)).with_context(|| path.display().to_string())?;
     let named = |m: &Mount| m.fstype.starts_with(b"fuse") && (m.point == path || m.source == path);
     Ok(mounts()?.into_iter().rev().find(named).map(|mount| mount.source))
 }
@@ -246,6 +257,14 @@ mod tests {
         let error = Mounted::of(Path::new("/proc/self")).map(|_| ()).unwrap_err();
         assert_eq!(crate::exit::code(&error), Exit::NoFamfs);
         assert!(error.to_string().contains("/proc/self is not in a mounted famfs"), "{error}");
+    }
+
+    #[test]
+    fn a_server_that_is_gone_is_named() {
+        let text = stat_error(Path::new("/mnt"), Errno::NOTCONN).to_string();
+        assert_eq!(text, "/mnt: the server of this mount is gone; `umount` it and mount it again");
+        let text = format!("{:#}", stat_error(Path::new("/mnt"), Errno::NOENT));
+        assert_eq!(text, "/mnt: No such file or directory (os error 2)");
     }
 
     #[test]

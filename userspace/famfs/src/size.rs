@@ -17,10 +17,10 @@ pub fn parse(text: &str) -> Result<u64, String> {
 
 /// `bytes` for reading: `8.00 MiB` with `human`, else the number.
 pub fn show(bytes: u64, human: bool) -> String {
-    if human {
-        HumanBytes(bytes).to_string()
-    } else {
-        format!("{bytes} bytes")
+    match (human, bytes) {
+        (true, _) => HumanBytes(bytes).to_string(),
+        (false, 1) => "1 byte".into(),
+        (false, _) => format!("{bytes} bytes"),
     }
 }
 
@@ -46,6 +46,7 @@ mod tests {
     #[test]
     fn shown() {
         assert_eq!(show(8 << 20, true), "8.00 MiB");
-        assert_eq!(show(1, false), "1 bytes");
+        assert_eq!(show(1, false), "1 byte");
+        assert_eq!(show(8 << 20, false), "8388608 bytes");
     }
 }
