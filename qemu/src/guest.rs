@@ -41,8 +41,21 @@ impl Drop for Reaper {
 }
 
 /// Boots the machine and hands every event to `on_event` until the guest is gone.
-pub fn run(machine: &Machine, limits: Limits, mut on_event: impl FnMut(&Event)) -> Result<Ending> {
-    let mut child = Reaper(machine.start()?);
+pub fn run(machine: &Machine, limits: Limits, on_event: impl FnMut(&Event)) -> Result<Ending> {
+    let mut faults = follow(machine.start()?, limits, on_event)?;
+    let log = fs::read(&machine.console).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let defects = console::defects(&log).into_iter();
+    faults.extend(defects.map(|line| format!("the kernel reported: {line}")));
+    Ok(Ending {
+        faults,
+        console: machine.console.clone(),
+    })
+}
+
+/// Reads the channel, the child's standard output, to its end; gives what was wrong with it.
+fn follow(child: Child, limits: Limits, mut on_event: impl FnMut(&Event)) -> Result<Vec<String>> {
+    let mut child = Reaper(child);
     let stdout = child.0.stdout.take().context("QEMU without output")?;
     let lines = read_lines(stdout);
     let started = Instant::now();
@@ -77,19 +90,7 @@ pub fn run(machine: &Machine, limits: Limits, mut on_event: impl FnMut(&Event)) 
             qemu_says(&mut child.0)
         ));
     }
-    drop(child);
-    let log = fs::read(&machine.console)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    faults.extend(
-        console::defects(&log)
-            .into_iter()
-            .map(|line| format!("the kernel reported: {line}")),
-    );
-    Ok(Ending {
-        faults,
-        console: machine.console.clone(),
-    })
+    Ok(faults)
 }
 
 fn read_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
@@ -118,5 +119,56 @@ fn qemu_says(child: &mut Child) -> String {
     match text.trim() {
         "" => String::new(),
         text => format!("; QEMU says: {text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn follow_script(script: &str, total: u64, silence: u64) -> (Vec<String>, usize) {
+        let child = Command::new("sh")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let limits = Limits {
+            total: Duration::from_millis(total),
+            silence: Duration::from_millis(silence),
+        };
+        let mut events = 0;
+        let faults = follow(child, limits, |_| events += 1).unwrap();
+        (faults, events)
+    }
+
+    #[test]
+    fn a_whole_run_has_no_fault() {
+        let script = "echo '# step: a'; echo 'ok 1 a'; echo '# done'";
+        assert_eq!(follow_script(script, 5000, 5000), (vec![], 3));
+    }
+
+    #[test]
+    fn a_silent_guest_hangs_at_its_last_step() {
+        let script = "echo '# step: a'; echo '# step: b'; exec sleep 60";
+        let (faults, events) = follow_script(script, 30_000, 300);
+        assert_eq!((faults.len(), events), (1, 2));
+        assert!(faults[0].starts_with("hung at step \"b\""), "{faults:?}");
+    }
+
+    #[test]
+    fn a_guest_that_goes_on_for_ever_is_stopped() {
+        let script = "while echo 'ok 1 a'; do sleep 0.05; done";
+        let (faults, _) = follow_script(script, 400, 30_000);
+        assert!(faults[0].starts_with("hung at step \"boot\""), "{faults:?}");
+    }
+
+    #[test]
+    fn a_guest_that_dies_is_told_with_qemus_words() {
+        let (faults, _) = follow_script("echo '# step: a'; echo no memory >&2; exit 1", 5000, 5000);
+        let expected = "the guest stopped at step \"a\"; QEMU says: no memory";
+        assert_eq!(faults, [expected]);
     }
 }

@@ -21,7 +21,7 @@ const EHWPOISON: i32 = libc::EHWPOISON;
 fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let ready = ready(guest)?;
     ready.raw(1)?;
-    let beside = Fmap::simple(AU, &[extent(0, 24 * AU, AU)]);
+    let beside = Fmap::simple(2 * AU, &[extent(0, 24 * AU, 2 * AU)]);
     let elsewhere = Fmap::simple(AU, &[extent(1, 16 * AU, AU)]);
     let fmaps = [
         ("hit", one_extent()),
@@ -39,16 +39,16 @@ fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> 
                 .collect(),
         ),
     )?;
-    let probe = |name: &str| -> Result<(Probe, u64)> {
+    let probe = |name: &str, len: u64| -> Result<(Probe, u64)> {
         let mut probe = Probe::start()?;
-        let address = expect_value(probe.map(&fs.path(name), AU, Kind::SharedWrite)?)?;
+        let address = expect_value(probe.map(&fs.path(name), len, Kind::SharedWrite)?)?;
         expect_value(probe.get(0)?)?;
         Ok((probe, address))
     };
-    let (mut poisoner, address) = probe("hit")?;
-    let (mut other_user, other_address) = probe("hit")?;
-    let (mut neighbour, neighbour_address) = probe("beside")?;
-    let (mut stranger, _) = probe("elsewhere")?;
+    let (mut poisoner, address) = probe("hit", AU)?;
+    let (mut other_user, other_address) = probe("hit", AU)?;
+    let (mut neighbour, neighbour_address) = probe("beside", 2 * AU)?;
+    let (mut stranger, _) = probe("elsewhere", AU)?;
     let mut late = Probe::start()?;
 
     let at = 3 * 4096;
@@ -72,8 +72,12 @@ fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> 
         Reply::Errno(EHWPOISON),
         "pwrite of a file beside it"
     );
-    let fault = Reply::Sigbus(libc::BUS_MCEERR_AR, (neighbour_address + AU / 2) as usize);
-    ensure_eq!(neighbour.get(AU / 2)?, fault, "a fault in a file beside it");
+    let fault = Reply::Sigbus(libc::BUS_MCEERR_AR, (neighbour_address + AU + 5) as usize);
+    ensure_eq!(
+        neighbour.get(AU + 5)?,
+        fault,
+        "a new fault in a file beside it"
+    );
 
     let address = expect_value(late.map(&fs.path("hit"), AU, Kind::SharedRead)?)
         .context("open after the error")?;

@@ -73,6 +73,11 @@ fn malformed(device_size: u64) -> Vec<(&'static str, Vec<u8>, i32)> {
             cut(striped(2 * AU, AU, 2 * AU, &two), 55),
             einval,
         ),
+        (
+            "a message of more than 16 MiB",
+            edited(good(), 12, &(16 << 20 | 1_u32).to_le_bytes()),
+            libc::EFBIG,
+        ),
         ("no extents", header(SIMPLE, 0, AU).0, libc::ERANGE),
         (
             "more extents than bytes",
@@ -297,7 +302,7 @@ fn a_good_file_beside_bad_ones(guest: &Guest, _channel: &mut Channel) -> Result<
     let ready = ready(guest)?;
     let fmap = one_extent();
     ready.fill(&fmap)?;
-    let bad = ServedFile::answering("bad", AU, Answer::Bytes(vec![0xff; 4096]));
+    let bad = ServedFile::answering("bad", AU, Answer::Bytes(vec![0xff; 11]));
     let fs = TestFs::mount(ready.serve(vec![bad, ServedFile::new("good", &fmap)]))?;
     ensure_eq!(
         fs.open_errno("bad"),
