@@ -26,14 +26,14 @@ outputs := KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 # Targets and flags that the caller's environment may set would move the outputs.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET RUSTFLAGS
 # Not for `test`, which runs make again: there they would look like the user's own.
-$(foreach name,$(outputs),$(eval demo shell lint test-vm: export $(name) := $($(name))))
+$(foreach name,$(outputs),$(eval initrd demo shell lint test-vm: export $(name) := $($(name))))
 
 # .cargo/config.toml is found from the working directory, hence cd. An old cargo
 # may precede a usable one on PATH; which is known only after `packages`.
 cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
 harness = $(call cargo,qemu) run --release --quiet --
 
-.PHONY: help all packages kernel fusedax-check modules userspace harness demo shell \
+.PHONY: help all packages kernel fusedax-check modules userspace harness initrd demo shell \
 	test test-host test-vm lint where tools clean distclean
 
 help:
@@ -44,7 +44,7 @@ help:
 	@echo '  make test        everything there is to test; ends with "N passed, N failed"'
 	@echo '  make shell       the same guest with a shell, the file system mounted'
 	@echo
-	@echo '  make all         kernel, modules and userspace'
+	@echo '  make all         kernel, modules, userspace and the guest'"'"'s image'
 	@echo '  make kernel      Linux 7.2 with patches/, into the cache'
 	@echo '                   (KERNEL_SRC=DIR: from this source; KDIR=DIR: use this built tree)'
 	@echo '  make modules     famfs.ko and the KUnit module'
@@ -58,7 +58,7 @@ help:
 	@echo
 	@echo 'A first run fetches and builds a kernel: about 15 minutes on two cores.'
 
-all: modules userspace
+all: initrd
 
 packages:
 	@scripts/host-packages.sh
@@ -77,6 +77,10 @@ userspace: packages
 
 harness: packages
 	@$(call cargo,qemu) build --release --quiet
+
+# The guest's image: tools, the modules, the famfs binary.
+initrd: modules userspace
+	@$(harness) initrd >/dev/null
 
 demo: modules userspace
 	@$(harness) demo --topology $(TOPOLOGY)
