@@ -127,7 +127,7 @@ impl FmapError {
     }
 
     /// What is wrong with [`field`](Self::field), as words that follow its name.
-    pub fn reason(self) -> &'static str {
+    fn reason(self) -> &'static str {
         match self {
             Self::Truncated(_) => "is shorter than what the header announces",
             Self::MessageTooLarge(_) => "is above 16 MiB",

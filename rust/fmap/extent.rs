@@ -88,29 +88,38 @@ impl Cell {
 
 /// The strips of a built extent: slot and device offset of each.
 #[derive(Clone, Copy)]
-pub enum Strips<'a> {
-    /// A simple extent: itself.
-    #[doc(hidden)]
+pub struct Strips<'a>(Kept<'a>);
+
+#[derive(Clone, Copy)]
+enum Kept<'a> {
+    /// Of a simple extent: slot and offset.
     One(u16, u64),
     /// The cells of an interleaved extent.
-    #[doc(hidden)]
     Many(&'a [u64]),
 }
 
-impl Strips<'_> {
+impl<'a> Strips<'a> {
+    pub(super) fn one(slot: u16, offset: u64) -> Self {
+        Self(Kept::One(slot, offset))
+    }
+
+    pub(super) fn many(cells: &'a [u64]) -> Self {
+        Self(Kept::Many(cells))
+    }
+
     /// Number of strips, 1 for a simple extent.
     pub fn count(&self) -> usize {
-        match self {
-            Self::One(..) => 1,
-            Self::Many(cells) => cells.len(),
+        match self.0 {
+            Kept::One(..) => 1,
+            Kept::Many(cells) => cells.len(),
         }
     }
 
     /// Slot and device offset, in bytes, of strip `i`.
     pub fn get(&self, i: usize) -> Option<(u16, u64)> {
-        match *self {
-            Self::One(slot, offset) => (i == 0).then_some((slot, offset)),
-            Self::Many(cells) => {
+        match self.0 {
+            Kept::One(slot, offset) => (i == 0).then_some((slot, offset)),
+            Kept::Many(cells) => {
                 let cell = Cell(*cells.get(i)?);
                 Some((cell.slot(), cell.offset()))
             }

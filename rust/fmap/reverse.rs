@@ -76,14 +76,14 @@ impl Layout {
             Kind::Interleaved { chunk, nstrips, .. } => Some(Extent {
                 file: start..self.mapped_len(),
                 chunk: u64::from(chunk),
-                strips: Strips::Many(cells.get(..usize::from(nstrips))?),
+                strips: Strips::many(cells.get(..usize::from(nstrips))?),
             }),
             Kind::Striped { .. } => {
                 let (_, end, stripe, strips) = self.stripe(cells, i)?;
                 Some(Extent {
                     file: start..end,
                     chunk: u64::from(stripe.chunk),
-                    strips: Strips::Many(strips),
+                    strips: Strips::many(strips),
                 })
             }
         }
@@ -97,7 +97,7 @@ impl<'a> Extent<'a> {
         Some(Self {
             chunk: file.end.checked_sub(file.start)?,
             file,
-            strips: Strips::One(target.slot(), offset),
+            strips: Strips::one(target.slot(), offset),
         })
     }
 

@@ -91,22 +91,9 @@ pub struct DaxdevOut {
     pub name: [u8; 256],
 }
 
-/// `struct fuse_backing_map`: the argument of FUSE_DEV_IOC_DAXDEV_OPEN.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub struct BackingMap {
-    /// Open descriptor of the character device; an `s32`.
-    pub fd: U32,
-    /// Must be 0.
-    pub flags: U32,
-    /// Index that fmaps use for the device.
-    pub daxdev_index: U64,
-}
-
 const _: () = {
     assert!(size_of::<Header>() == 32);
     assert!(size_of::<SimpleExt>() == 24);
     assert!(size_of::<InterleavedExt>() == 24);
     assert!(size_of::<DaxdevOut>() == 280);
-    assert!(size_of::<BackingMap>() == 16);
 };

@@ -376,6 +376,8 @@ fn cells_are_no_more_than_the_budget() {
     let mut uneven = ranges.clone();
     uneven[50].len += 2 * MIB;
     assert_eq!(len(&simple(1, &uneven)), ("mixed", 200, 200));
+    let longer_at_the_end = simple(1, &[ranges[1], range(0, 8 * MIB, 4 * MIB)]);
+    assert_eq!(len(&longer_at_the_end), ("mixed", 4, 4));
     let iext = (2 << 20, 2 * MIB, &ranges[..32]);
     assert_eq!(len(&interleaved(1, &[iext])), ("interleaved", 64, 32));
     let iexts = [iext, (2 << 20, 2 * MIB, &ranges[32..64])];

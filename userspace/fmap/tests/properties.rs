@@ -79,12 +79,13 @@ fn mixed() -> impl Strategy<Value = Vec<u8>> {
     (vec(place(units()), 1..40), any::<u16>()).prop_map(|(p, f)| simple_message(&p, f))
 }
 
+/// All but the last of one length.
 fn uniform() -> impl Strategy<Value = Vec<u8>> {
     (vec(place(Just(0)), 2..60), units(), units(), any::<u16>()).prop_map(
         |(mut places, each, last, fraction)| {
             places.iter_mut().for_each(|place| place.2 = each);
             if let Some(place) = places.last_mut() {
-                place.2 = last.min(each);
+                place.2 = last;
             }
             simple_message(&places, fraction)
         },

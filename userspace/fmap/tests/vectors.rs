@@ -7,11 +7,11 @@ mod model;
 use std::{ffi::CStr, fs, path::PathBuf};
 
 use famfs_fmap::{
-    daxdev_name, daxdev_reply, parse, wanted_size, wire, DevIndex, DevRange, Extents, FileType,
+    daxdev_name, daxdev_reply, parse, wanted_size, DevIndex, DevRange, Extents, FileType,
     FmapError, Interleaved, Message,
 };
 use serde_json::Value;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 /// What parsing, or else building, answers to each message.
 const VERDICTS: &[(&str, Result<&str, FmapError>)] = &[
@@ -326,12 +326,4 @@ fn device_names_are_read_and_written_as_upstream_does() {
         .expect("a string")
         .is_some_and(|out| out.index.get() == 7));
     assert!(path(256).expect("a string").is_none());
-}
-
-#[test]
-fn the_argument_of_the_ioctl_has_its_fields_in_place() {
-    let bytes: [u8; 16] = [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
-    let map = wire::BackingMap::read_from_bytes(&bytes).expect("16 bytes");
-    let fields = (map.fd.get(), map.flags.get(), map.daxdev_index.get());
-    assert_eq!(fields, (1, 2, 3));
 }
