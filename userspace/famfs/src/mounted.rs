@@ -11,6 +11,7 @@ use famfs_fuse::{map_file, Region};
 use famfs_media::{Body, LogHeader, Replay, Role, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
 use rustix::fs::{flock, setxattr, statx, AtFlags, FlockOperation, StatxFlags, XattrFlags, CWD};
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use crate::exit::{fail, Exit};
 use crate::{device, log, system};
@@ -150,16 +151,7 @@ pub struct Writer {
 impl Writer {
     /// Lock the log. Fails on a host that is not the master.
     pub fn new(mounted: Mounted) -> anyhow::Result<Self> {
-        if mounted.superblock.role(system::uuid()) != Role::Master {
-            return Err(fail(
-                Exit::Permission,
-                format!(
-                    "{} belongs to the host with system uuid {}; only that host can add to it",
-                    mounted.root.display(),
-                    mounted.superblock.system_uuid
-                ),
-            ));
-        }
+        check_master(&mounted, system::uuid())?;
         let path = mounted.root.join(".meta/.log");
         let file = open_log(&path)?;
         flock(&file, FlockOperation::LockExclusive)
@@ -193,6 +185,15 @@ impl Writer {
         self.mounted.logplay(after.next_index)?;
         Ok(self.mounted)
     }
+}
+
+fn check_master(mounted: &Mounted, local: Option<Uuid>) -> anyhow::Result<()> {
+    if mounted.superblock.role(local) == Role::Master {
+        return Ok(());
+    }
+    let (root, owner) = (mounted.root.display(), mounted.superblock.system_uuid);
+    let text = format!("{root} belongs to the host with system uuid {owner}; only that host can add to it");
+    Err(fail(Exit::Permission, text))
 }
 
 fn open_log(path: &Path) -> anyhow::Result<File> {
@@ -265,6 +266,19 @@ mod tests {
         assert_eq!(text, "/mnt: the server of this mount is gone; `umount` it and mount it again");
         let text = format!("{:#}", stat_error(Path::new("/mnt"), Errno::NOENT));
         assert_eq!(text, "/mnt: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn only_the_master_writes() {
+        let dax = famfs_media::PrimaryDax { size: 0, uuid: Uuid::nil(), name: vec![] };
+        let superblock = Superblock::new(8 << 20, Uuid::nil(), Uuid::nil(), Uuid::from_u128(5), dax);
+        let mounted = Mounted { root: "/mnt".into(), device: "/dev/dax0.0".into(), superblock };
+        check_master(&mounted, Some(Uuid::from_u128(5))).unwrap();
+        for local in [None, Some(Uuid::from_u128(6))] {
+            let error = check_master(&mounted, local).unwrap_err();
+            assert_eq!(crate::exit::code(&error), Exit::Permission);
+            assert!(error.to_string().contains("system uuid 00000000-0000-0000-0000-000000000005"), "{error}");
+        }
     }
 
     #[test]

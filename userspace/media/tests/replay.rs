@@ -19,11 +19,15 @@ fn superblock() -> Superblock {
 }
 
 fn play(bodies: Vec<Body>) -> Replay {
+    play_on(DEVICE, bodies)
+}
+
+fn play_on(device: u64, bodies: Vec<Body>) -> Replay {
     let count = bodies.len() as u64;
     let header = LogHeader { next_seqnum: count, next_index: count, ..LogHeader::new(LOG_LEN_MIN) };
     let entries = (0..).zip(bodies).flat_map(|(seqnum, body)| Entry { seqnum, body }.encode());
     let log: Vec<u8> = header.encode().into_iter().chain(entries).collect();
-    Replay::of_log(&superblock(), DEVICE, &log).unwrap()
+    Replay::of_log(&superblock(), device, &log).unwrap()
 }
 
 fn problems(bodies: Vec<Body>) -> Vec<Problem> {
@@ -86,6 +90,10 @@ fn extents_stay_inside_the_data_of_their_device() {
     assert_eq!(one(at(0, 8 * MIB, 2 * MIB)), [Problem::Reserved { extent: 0, offset: 8 * MIB }]);
     let past = |offset, len| Problem::PastDevice { extent: 0, offset, len, size: DEVICE };
     assert_eq!(one(at(0, 10 * MIB, 56 * MIB)), [past(10 * MIB, 56 * MIB)]);
+    // The last unit of a device that ends within it is not there.
+    let body = || vec![mapped(path_bytes(b"f"), 1, at(0, 10 * MIB, 54 * MIB))];
+    let short = Problem::PastDevice { extent: 0, offset: 10 * MIB, len: 54 * MIB, size: DEVICE - 1 };
+    assert_eq!(play_on(DEVICE - 1, body()).findings[0].problem, short);
     let far = !(2 * MIB - 1);
     assert_eq!(one(at(0, far, 4 * MIB)), [past(far, 4 * MIB)]);
     assert_eq!(one(at(0, 11 * MIB, 2 * MIB)), [Problem::Offset { extent: 0, offset: 11 * MIB }]);
