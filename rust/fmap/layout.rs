@@ -200,3 +200,27 @@ impl Head {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Recip;
+
+    /// The worst dividends are the last one below a multiple and the multiple, as high as can be.
+    #[test]
+    fn reciprocals_are_exact_in_their_whole_range() {
+        let small = 2..5000u64;
+        let large = (0..5000).map(|i| (1 << 21) - i);
+        let others = (1..5000).map(|i| 419 * i);
+        for d in small.chain(large).chain(others) {
+            let recip = Recip::new(d).unwrap();
+            let most = (1u64 << 43) - 1;
+            let highest = most - most % d;
+            for a in [0, 1, d - 1, d, d + 1, highest - 1, highest, most] {
+                assert_eq!(recip.divide(a), a / d, "{a} / {d}");
+            }
+        }
+        for d in [0, 1, (1 << 21) + 1, u64::MAX] {
+            assert!(Recip::new(d).is_none());
+        }
+    }
+}

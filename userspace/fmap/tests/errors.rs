@@ -376,6 +376,10 @@ fn cells_are_no_more_than_the_budget() {
     let mut uneven = ranges.clone();
     uneven[50].len += 2 * MIB;
     assert_eq!(len(&simple(1, &uneven)), ("mixed", 200, 200));
+    let tib = 1 << 40;
+    let two_of = |len| simple(1, &[range(0, 0, len), range(0, len, len)]);
+    assert_eq!(len(&two_of(2 * tib)), ("uniform", 4, 2));
+    assert_eq!(len(&two_of(2 * tib + 2 * MIB)), ("mixed", 4, 4));
     let longer_at_the_end = simple(1, &[ranges[1], range(0, 8 * MIB, 4 * MIB)]);
     assert_eq!(len(&longer_at_the_end), ("mixed", 4, 4));
     let iext = (2 << 20, 2 * MIB, &ranges[..32]);
