@@ -90,10 +90,13 @@ impl<'a> Fmap<'a> {
     ) -> Result<(), FmapError> {
         /// An offset has 43 bits and may be followed by a length that makes it 2^43.
         const SLOT_SHIFT: u32 = 48;
-        let spans = scratch.as_mut_bytes();
-        let Ok((spans, _)) = <[[u64; 2]]>::mut_from_prefix_with_elems(spans, self.nranges()) else {
+        if self.nranges() == 1 {
             return Ok(());
-        };
+        }
+        let too_few = FmapError::CellsTooFew(scratch.len() as u64);
+        let spans = scratch.as_mut_bytes();
+        let (spans, _) =
+            <[[u64; 2]]>::mut_from_prefix_with_elems(spans, self.nranges()).map_err(|_| too_few)?;
         for (span, range) in spans.iter_mut().zip(self.ranges()) {
             let slot = u64::from(slot_of(range)?);
             *span = [
