@@ -89,7 +89,7 @@ impl Run<'_> {
             return;
         }
         let name = match result.depth {
-            0 => format!("{}.{}", self.name, result.name),
+            0 => result.name.clone(),
             _ if sums_up => format!("{}.{}", self.name, result.name),
             _ => format!("{}.{}.{}", self.name, self.suite, result.name),
         };
@@ -105,6 +105,9 @@ impl Run<'_> {
                 .push(format!("{reported} results for {planned} planned tests"));
         }
         let name = format!("{}.clean_run", self.name);
+        if ending.faults.is_empty() && self.planned == Some(0) {
+            return;
+        }
         if ending.faults.is_empty() {
             return self.tally.add(&name, Outcome::Passed, "");
         }
@@ -171,5 +174,7 @@ mod tests {
         );
         assert_eq!(tally(&["1..2", "ok 1 a"], &[]), (1, 1, 0));
         assert_eq!(tally(&["1..1", "ok 1 a"], &["hung"]), (1, 1, 0));
+        assert_eq!(tally(&["1..0"], &[]), (0, 0, 0));
+        assert_eq!(tally(&[], &["hung"]), (0, 1, 0));
     }
 }

@@ -26,6 +26,8 @@ pub enum Memory {
 pub struct Plan {
     pub mode: Mode,
     pub memory: Memory,
+    /// What the harness calls this guest; the first part of every test's name.
+    pub name: String,
     /// Names of the scenarios to run, in this order.
     pub scenarios: Vec<String>,
     /// Only tests whose full name contains this.
@@ -61,6 +63,7 @@ impl Plan {
                 Some("cxl") => Memory::Cxl,
                 other => bail!("famfs.memory={other:?}: expected none, pmem1, pmem2 or cxl"),
             },
+            name: value("famfs.name").unwrap_or("guest").to_owned(),
             scenarios: value("famfs.scenarios")
                 .unwrap_or("")
                 .split(',')

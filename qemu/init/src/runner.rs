@@ -56,7 +56,7 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
 }
 
 fn run_tests(channel: &mut Channel, plan: &Plan, guest: &Guest) -> Result<()> {
-    let tests = scenarios::select(&plan.scenarios, &plan.only)?;
+    let tests = scenarios::select(plan)?;
     channel.line("KTAP version 1");
     channel.line(&format!("1..{}", tests.len()));
     for (index, (name, test)) in tests.iter().enumerate() {

@@ -72,7 +72,7 @@ fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> 
         Reply::Errno(EHWPOISON),
         "pwrite of a file beside it"
     );
-    let fault = Reply::Sigbus(libc::BUS_MCEERR_AR, (neighbour_address + AU + 5) as usize);
+    let fault = Reply::Sigbus(libc::BUS_ADRERR, (neighbour_address + AU + 5) as usize);
     ensure_eq!(
         neighbour.get(AU + 5)?,
         fault,

@@ -6,6 +6,7 @@ use std::fmt;
 use anyhow::{bail, Result};
 
 use crate::channel::Channel;
+use crate::cmdline::Plan;
 use crate::runner::Guest;
 
 mod contents;
@@ -23,7 +24,7 @@ pub use protocol::is_offered;
 
 pub type Test = fn(&Guest, &mut Channel) -> Result<()>;
 
-/// (name, tests as (name, function)); a test is reported as "scenario.test".
+/// (name, tests as (name, function)).
 const SCENARIOS: [(&str, &[(&str, Test)]); 11] = [
     ("kunit", modules::KUNIT),
     ("stock", modules::STOCK),
@@ -50,19 +51,16 @@ impl fmt::Display for Skip {
 
 impl std::error::Error for Skip {}
 
-/// The tests of the named scenarios, in the order of `names`, whose full name contains `only`.
-pub fn select(names: &[String], only: &str) -> Result<Vec<(String, Test)>> {
+/// The tests of the plan's scenarios whose full name, "guest.scenario.test", contains what the plan asks for.
+pub fn select(plan: &Plan) -> Result<Vec<(String, Test)>> {
     let mut selected = Vec::new();
-    for name in names {
+    for name in &plan.scenarios {
         let Some((_, tests)) = SCENARIOS.iter().find(|(known, _)| known == name) else {
             bail!("no scenario {name:?} in this image");
         };
-        selected.extend(
-            tests
-                .iter()
-                .map(|(test, function)| (format!("{name}.{test}"), *function)),
-        );
+        let full = |test: &str| format!("{}.{name}.{test}", plan.name);
+        selected.extend(tests.iter().map(|(test, function)| (full(test), *function)));
     }
-    selected.retain(|(name, _)| name.contains(only));
+    selected.retain(|(name, _)| name.contains(&plan.only));
     Ok(selected)
 }
