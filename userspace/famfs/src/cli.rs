@@ -7,7 +7,9 @@ use std::path::Path;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use famfs_media::Interleave;
 
-use crate::{cp, creat, dump, exit, fill, flush, fsck, getmap, logplay, mkdir, mkfs, mount, size, status};
+use crate::{
+    cp, creat, dump, exit, fill, flush, fsck, getmap, logplay, mkdir, mkfs, mount, size, status,
+};
 
 /// Files on fabric-attached memory: tools and server.
 #[derive(Parser)]
@@ -107,8 +109,12 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> (Verb, u8) {
 }
 
 fn with_verb(mut args: Vec<OsString>) -> Vec<OsString> {
-    let name = args.first().and_then(|arg0| Path::new(arg0).file_name()?.to_str());
-    let verb = name.and_then(|name| name.strip_suffix(".famfs")).map(OsString::from);
+    let name = args
+        .first()
+        .and_then(|arg0| Path::new(arg0).file_name()?.to_str());
+    let verb = name
+        .and_then(|name| name.strip_suffix(".famfs"))
+        .map(OsString::from);
     if let (Some(verb), true) = (verb, !args.is_empty()) {
         args.splice(..1, [OsString::from("famfs"), verb]);
     }
@@ -147,9 +153,15 @@ mod tests {
     #[test]
     fn link_names_are_verbs() {
         let with = |args: &[&str]| with_verb(args.iter().map(OsString::from).collect());
-        assert_eq!(with(&["/sbin/mkfs.famfs", "-f", "D"]), ["famfs", "mkfs", "-f", "D"]);
+        assert_eq!(
+            with(&["/sbin/mkfs.famfs", "-f", "D"]),
+            ["famfs", "mkfs", "-f", "D"]
+        );
         assert_eq!(with(&["famfs", "mkfs", "D"]), ["famfs", "mkfs", "D"]);
-        assert!(matches!(parse(["fsck.famfs", "x"].map(OsString::from).into_iter()).0, Verb::Fsck(_)));
+        assert!(matches!(
+            parse(["fsck.famfs", "x"].map(OsString::from).into_iter()).0,
+            Verb::Fsck(_)
+        ));
     }
 
     #[test]
@@ -162,11 +174,27 @@ mod tests {
 
     #[test]
     fn buckets_follow_strips_and_daxdevs() {
-        let striping = Striping { nstrips: Some(3), nbuckets: None, chunk: None };
-        let p = |daxdevs| striping.interleave(daxdevs).map(|p| (p.nbuckets, p.nstrips, p.chunk_size));
+        let striping = Striping {
+            nstrips: Some(3),
+            nbuckets: None,
+            chunk: None,
+        };
+        let p = |daxdevs| {
+            striping
+                .interleave(daxdevs)
+                .map(|p| (p.nbuckets, p.nstrips, p.chunk_size))
+        };
         assert_eq!(p(1), Some((3, 3, 2 << 20)));
         assert_eq!(p(2), Some((2, 3, 2 << 20)));
         assert_eq!(p(4), Some((1, 3, 2 << 20)));
-        assert_eq!(Striping { nstrips: None, nbuckets: None, chunk: None }.interleave(1), None);
+        assert_eq!(
+            Striping {
+                nstrips: None,
+                nbuckets: None,
+                chunk: None
+            }
+            .interleave(1),
+            None
+        );
     }
 }

@@ -54,11 +54,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (dest, sources) = args.paths.split_last().context("no destination")?;
     let into = dest.is_dir();
     if !into && (sources.len() > 1 || dest.as_os_str().as_bytes().ends_with(b"/")) {
-        return Err(fail(Exit::Usage, format!("{}: not a directory that exists", dest.display())));
+        return Err(fail(
+            Exit::Usage,
+            format!("{}: not a directory that exists", dest.display()),
+        ));
     }
     let mut listing = Listing::default();
     for source in sources {
-        let name = source.file_name().with_context(|| format!("{} has no name", source.display()))?;
+        let name = source
+            .file_name()
+            .with_context(|| format!("{} has no name", source.display()))?;
         let dest = if into { dest.join(name) } else { dest.clone() };
         listing.add(source, dest, args.recursive)?;
     }
@@ -71,7 +76,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     bar.finish_and_clear();
     match listing.skipped.len() {
         0 => Ok(()),
-        _ => Err(fail(Exit::Failed, format!("not copied: {}", listing.skipped.join(", ")))),
+        _ => Err(fail(
+            Exit::Failed,
+            format!("not copied: {}", listing.skipped.join(", ")),
+        )),
     }
 }
 
@@ -82,23 +90,45 @@ impl Listing {
             return self.add_dir(source, dest, meta.mode(), recursive);
         }
         match (meta.is_file(), meta.len()) {
-            (false, _) => self.skipped.push(format!("{} (not a file)", source.display())),
+            (false, _) => self
+                .skipped
+                .push(format!("{} (not a file)", source.display())),
             (true, 0) => self.skipped.push(format!("{} (empty)", source.display())),
             (true, size) => {
                 // A source that can not be read must be known before its copy is made.
                 File::open(source).with_context(|| source.display().to_string())?;
-                self.files.push((Job { source: source.into(), dest, size }, meta.mode()));
+                self.files.push((
+                    Job {
+                        source: source.into(),
+                        dest,
+                        size,
+                    },
+                    meta.mode(),
+                ));
             }
         }
         Ok(())
     }
 
-    fn add_dir(&mut self, source: &Path, dest: PathBuf, mode: u32, recursive: bool) -> anyhow::Result<()> {
+    fn add_dir(
+        &mut self,
+        source: &Path,
+        dest: PathBuf,
+        mode: u32,
+        recursive: bool,
+    ) -> anyhow::Result<()> {
         if !recursive {
-            self.skipped.push(format!("{} (a directory; --recursive copies it)", source.display()));
+            self.skipped.push(format!(
+                "{} (a directory; --recursive copies it)",
+                source.display()
+            ));
             return Ok(());
         }
-        let names = || fs::read_dir(source)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>();
+        let names = || {
+            fs::read_dir(source)?
+                .map(|entry| Ok(entry?.file_name()))
+                .collect::<io::Result<Vec<_>>>()
+        };
         let mut names = names().with_context(|| source.display().to_string())?;
         names.sort();
         self.dirs.push((dest.clone(), mode));
@@ -106,7 +136,9 @@ impl Listing {
             let child = source.join(&name);
             // Following links below a directory could lead round in circles.
             match child.symlink_metadata() {
-                Ok(meta) if meta.is_symlink() => self.skipped.push(format!("{} (a symbolic link)", child.display())),
+                Ok(meta) if meta.is_symlink() => self
+                    .skipped
+                    .push(format!("{} (a symbolic link)", child.display())),
                 _ => self.add(&child, dest.join(&name), recursive)?,
             }
         }
@@ -121,7 +153,9 @@ fn make(listing: &Listing, base: &Path, args: &Args) -> anyhow::Result<()> {
         let path = relative(plan.mounted(), base, dest)?;
         match plan.existing(&path).map(|node| &node.kind) {
             Some(Kind::Dir(_)) => {}
-            Some(Kind::File { .. }) => return Err(fail(Exit::Failed, format!("{}: is a file", dest.display()))),
+            Some(Kind::File { .. }) => {
+                return Err(fail(Exit::Failed, format!("{}: is a file", dest.display())))
+            }
             None => plan.mkdir(&path, attributes(args, *mode))?,
         }
     }
@@ -140,8 +174,16 @@ fn attributes(args: &Args, mode: u32) -> Attributes {
 /// Path of `dest` from the root of the file system. `dest` is below `base`, which exists.
 fn relative(mounted: &Mounted, base: &Path, dest: &Path) -> anyhow::Result<Vec<u8>> {
     let below = dest.strip_prefix(base).unwrap_or(dest);
-    let full = base.canonicalize().with_context(|| base.display().to_string())?.join(below);
-    let outside = || fail(Exit::Usage, format!("{} is not below {}", full.display(), mounted.root.display()));
+    let full = base
+        .canonicalize()
+        .with_context(|| base.display().to_string())?
+        .join(below);
+    let outside = || {
+        fail(
+            Exit::Usage,
+            format!("{} is not below {}", full.display(), mounted.root.display()),
+        )
+    };
     let relative = full.strip_prefix(&mounted.root).map_err(|_| outside())?;
     Ok(relative.as_os_str().as_bytes().to_vec())
 }
@@ -155,10 +197,15 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
     let mut block = vec![0; BLOCK];
     let mut at = 0u64;
     while at < job.size {
-        let want = usize::try_from(job.size.saturating_sub(at)).unwrap_or(BLOCK).min(BLOCK);
+        let want = usize::try_from(job.size.saturating_sub(at))
+            .unwrap_or(BLOCK)
+            .min(BLOCK);
         let read = source.read(block.get_mut(..want).unwrap_or_default())?;
         if read == 0 {
-            return Err(fail(Exit::Failed, format!("{} became shorter: {at} bytes", job.source.display())));
+            return Err(fail(
+                Exit::Failed,
+                format!("{} became shorter: {at} bytes", job.source.display()),
+            ));
         }
         dest.write_all_at(block.get(..read).unwrap_or_default(), at)?;
         region.flush(usize::try_from(at)?, read)?;
@@ -188,23 +235,44 @@ mod tests {
     fn directories_come_before_what_is_in_them() {
         let dir = tree();
         let mut listing = Listing::default();
-        listing.add(&dir.path().join("src"), "/mnt/src".into(), true).unwrap();
-        let dirs: Vec<_> = listing.dirs.iter().map(|(path, _)| path.to_str().unwrap()).collect();
+        listing
+            .add(&dir.path().join("src"), "/mnt/src".into(), true)
+            .unwrap();
+        let dirs: Vec<_> = listing
+            .dirs
+            .iter()
+            .map(|(path, _)| path.to_str().unwrap())
+            .collect();
         assert_eq!(dirs, ["/mnt/src", "/mnt/src/sub"]);
-        let files: Vec<_> = listing.files.iter().map(|(job, _)| (job.dest.to_str().unwrap(), job.size)).collect();
+        let files: Vec<_> = listing
+            .files
+            .iter()
+            .map(|(job, _)| (job.dest.to_str().unwrap(), job.size))
+            .collect();
         assert_eq!(files, [("/mnt/src/a", 7), ("/mnt/src/sub/b", 5)]);
         let skipped = [("src/empty", "empty"), ("src/sub/up", "a symbolic link")];
-        assert_eq!(listing.skipped, skipped.map(|(p, why)| format!("{} ({why})", dir.path().join(p).display())));
+        assert_eq!(
+            listing.skipped,
+            skipped.map(|(p, why)| format!("{} ({why})", dir.path().join(p).display()))
+        );
     }
 
     #[test]
     fn a_directory_wants_the_option() {
         let dir = tree();
         let mut listing = Listing::default();
-        listing.add(&dir.path().join("src"), "/mnt/src".into(), false).unwrap();
+        listing
+            .add(&dir.path().join("src"), "/mnt/src".into(), false)
+            .unwrap();
         assert!(listing.dirs.is_empty() && listing.files.is_empty());
-        assert!(listing.skipped[0].ends_with("/src (a directory; --recursive copies it)"), "{:?}", listing.skipped);
-        assert!(listing.add(&dir.path().join("missing"), "/mnt/m".into(), false).is_err());
+        assert!(
+            listing.skipped[0].ends_with("/src (a directory; --recursive copies it)"),
+            "{:?}",
+            listing.skipped
+        );
+        assert!(listing
+            .add(&dir.path().join("missing"), "/mnt/m".into(), false)
+            .is_err());
     }
 
     #[test]
@@ -214,12 +282,24 @@ mod tests {
         let bytes: Vec<u8> = (0..BLOCK + 4219).map(|i| (i % 251) as u8).collect();
         fs::write(&source, &bytes).unwrap();
         fs::write(&dest, vec![0xee; bytes.len()]).unwrap();
-        let job = |size| Job { source: source.clone(), dest: dest.clone(), size };
+        let job = |size| Job {
+            source: source.clone(),
+            dest: dest.clone(),
+            size,
+        };
         copy(&job(bytes.len() as u64), &ProgressBar::hidden()).unwrap();
         assert_eq!(fs::read(&dest).unwrap(), bytes);
         assert!(copy(&job(5), &ProgressBar::hidden()).is_err());
-        File::options().write(true).open(&source).unwrap().set_len(9).unwrap();
+        File::options()
+            .write(true)
+            .open(&source)
+            .unwrap()
+            .set_len(9)
+            .unwrap();
         let error = copy(&job(bytes.len() as u64), &ProgressBar::hidden()).unwrap_err();
-        assert!(error.to_string().ends_with("became shorter: 9 bytes"), "{error}");
+        assert!(
+            error.to_string().ends_with("became shorter: 9 bytes"),
+            "{error}"
+        );
     }
 }

@@ -38,7 +38,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mounted = Mounted::of(parent(&args.file))?;
     let path = mounted.relative(&args.file)?;
     let mut plan = Plan::new(mounted, Some(&args.striping))?;
-    let planned = plan.file(&path, args.size, Attributes::new(&args.ownership, create::masked(0o644)))?;
+    let planned = plan.file(
+        &path,
+        args.size,
+        Attributes::new(&args.ownership, create::masked(0o644)),
+    )?;
     plan.publish()?;
     create::check_size(&args.file, args.size)?;
     match (args.randomize, planned) {

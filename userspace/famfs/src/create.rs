@@ -6,12 +6,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::Context;
-use famfs_media::{check_new, path_bytes, Body, FileEntry, Interleave, Kind, MkdirEntry, Node, RawMap};
+use famfs_media::{
+    check_new, path_bytes, Body, FileEntry, Interleave, Kind, MkdirEntry, Node, RawMap,
+};
 use uuid::Uuid;
 
 use crate::cli::{Ownership, Striping};
 use crate::exit::{fail, Exit};
-use crate::mounted::{Mounted, Writer};
+use crate::mounted::Mounted;
+use crate::writer::Writer;
 
 /// Owner and mode of one new file or directory.
 #[derive(Clone, Copy)]
@@ -29,8 +32,12 @@ impl Attributes {
     pub fn new(options: &Ownership, mode: u32) -> Self {
         Self {
             mode: options.mode.unwrap_or(mode),
-            uid: options.uid.unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-            gid: options.gid.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+            uid: options
+                .uid
+                .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+            gid: options
+                .gid
+                .unwrap_or_else(|| rustix::process::getegid().as_raw()),
         }
     }
 }
@@ -39,7 +46,9 @@ impl Attributes {
 pub fn masked(mode: u32) -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    let umask = umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022);
+    let umask = umask
+        .and_then(|text| u32::from_str_radix(text.trim(), 8).ok())
+        .unwrap_or(0o022);
     mode & !umask
 }
 
@@ -70,7 +79,12 @@ impl Plan {
     fn on(writer: Writer, striping: Option<&Striping>) -> Self {
         let daxdevs = writer.replay.space.devindexes().count() as u64;
         let interleave = striping.and_then(|striping| striping.interleave(daxdevs));
-        Self { writer, interleave, bodies: Vec::new(), paths: HashSet::new() }
+        Self {
+            writer,
+            interleave,
+            bodies: Vec::new(),
+            paths: HashSet::new(),
+        }
     }
 
     /// The file system.
@@ -88,25 +102,45 @@ impl Plan {
     pub fn mkdir(&mut self, path: &[u8], attributes: Attributes) -> anyhow::Result<()> {
         self.claim(path)?;
         let Attributes { mode, uid, gid } = attributes;
-        self.bodies.push(Body::Mkdir(MkdirEntry { uid, gid, mode, path: path_bytes(path) }));
+        self.bodies.push(Body::Mkdir(MkdirEntry {
+            uid,
+            gid,
+            mode,
+            path: path_bytes(path),
+        }));
         Ok(())
     }
 
     /// Plan a file of `size` bytes, with space for it.
-    pub fn file(&mut self, path: &[u8], size: u64, attributes: Attributes) -> anyhow::Result<Planned> {
+    pub fn file(
+        &mut self,
+        path: &[u8],
+        size: u64,
+        attributes: Attributes,
+    ) -> anyhow::Result<Planned> {
         self.claim(path)?;
         let show = || String::from_utf8_lossy(path).into_owned();
         match self.existing(path).map(|node| &node.kind) {
             Some(Kind::File { size: old, .. }) if *old == size => return Ok(Planned::Same),
             Some(Kind::File { size: old, .. }) => {
-                let text = format!("{}: exists with {old} bytes; a famfs file can not change its size", show());
+                let text = format!(
+                    "{}: exists with {old} bytes; a famfs file can not change its size",
+                    show()
+                );
                 return Err(fail(Exit::Failed, text));
             }
-            Some(Kind::Dir(_)) => return Err(fail(Exit::Failed, format!("{}: is a directory", show()))),
+            Some(Kind::Dir(_)) => {
+                return Err(fail(Exit::Failed, format!("{}: is a directory", show())))
+            }
             None => {}
         }
         let (_, seed) = Uuid::new_v4().as_u64_pair();
-        let map = self.writer.replay.space.allocate(size, self.interleave.as_ref(), seed).with_context(show)?;
+        let map = self
+            .writer
+            .replay
+            .space
+            .allocate(size, self.interleave.as_ref(), seed)
+            .with_context(show)?;
         let Attributes { mode, uid, gid } = attributes;
         self.bodies.push(Body::File(FileEntry {
             size,
@@ -125,7 +159,10 @@ impl Plan {
         check_new(path).map_err(|error| fail(Exit::Usage, format!("path {}: {error}", show())))?;
         match self.paths.insert(path.to_vec()) {
             true => Ok(()),
-            false => Err(fail(Exit::Usage, format!("path {} would be made twice", show()))),
+            false => Err(fail(
+                Exit::Usage,
+                format!("path {} would be made twice", show()),
+            )),
         }
     }
 
@@ -137,9 +174,14 @@ impl Plan {
 
 /// Fails unless the file at `path`, which was just made, shows its size: another mount may be over it.
 pub fn check_size(path: &std::path::Path, size: u64) -> anyhow::Result<()> {
-    let found = fs::metadata(path).with_context(|| path.display().to_string())?.size();
+    let found = fs::metadata(path)
+        .with_context(|| path.display().to_string())?
+        .size();
     if found != size {
-        return Err(fail(Exit::Failed, format!("{}: {found} bytes, not {size} as logged", path.display())));
+        return Err(fail(
+            Exit::Failed,
+            format!("{}: {found} bytes, not {size} as logged", path.display()),
+        ));
     }
     Ok(())
 }
@@ -151,10 +193,18 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     const MIB: u64 = 1 << 20;
-    const ATTRIBUTES: Attributes = Attributes { mode: 0o640, uid: 7, gid: 8 };
+    const ATTRIBUTES: Attributes = Attributes {
+        mode: 0o640,
+        uid: 7,
+        gid: 8,
+    };
 
     fn superblock() -> Superblock {
-        let dax = PrimaryDax { size: 32 * MIB, uuid: Uuid::nil(), name: vec![] };
+        let dax = PrimaryDax {
+            size: 32 * MIB,
+            uuid: Uuid::nil(),
+            name: vec![],
+        };
         Superblock::new(LOG_LEN_MIN, Uuid::nil(), Uuid::nil(), Uuid::nil(), dax)
     }
 
@@ -162,7 +212,8 @@ mod tests {
     fn plan(striping: Option<&Striping>) -> (Plan, fs::File) {
         let file = tempfile::tempfile().unwrap();
         file.set_len(LOG_LEN_MIN).unwrap();
-        file.write_all_at(&LogHeader::new(LOG_LEN_MIN).encode(), 0).unwrap();
+        file.write_all_at(&LogHeader::new(LOG_LEN_MIN).encode(), 0)
+            .unwrap();
         let writer = Writer::on_file(file.try_clone().unwrap(), superblock(), 32 * MIB);
         (Plan::on(writer, striping), file)
     }
@@ -178,7 +229,13 @@ mod tests {
         let (mut plan, log) = plan(None);
         assert_eq!(plan.file(b"a", 20 * MIB, ATTRIBUTES).unwrap(), Planned::New);
         let error = plan.file(b"b", 3 * MIB, ATTRIBUTES).unwrap_err();
-        assert_eq!(error.downcast_ref(), Some(&AllocError::NoSpace { wanted: 4 * MIB, longest: 2 * MIB }));
+        assert_eq!(
+            error.downcast_ref(),
+            Some(&AllocError::NoSpace {
+                wanted: 4 * MIB,
+                longest: 2 * MIB
+            })
+        );
         assert_eq!(crate::exit::code(&error), Exit::NoSpace);
         drop(plan);
         assert_eq!(entries(&log), 0);
@@ -209,19 +266,38 @@ mod tests {
         let _ = plan.publish();
         let mut plan = Plan::on(Writer::on_file(log, superblock(), 32 * MIB), None);
         let error = |plan: &mut Plan, path| plan.file(path, 6, ATTRIBUTES).unwrap_err().to_string();
-        assert_eq!(error(&mut plan, b"f"), "f: exists with 5 bytes; a famfs file can not change its size");
+        assert_eq!(
+            error(&mut plan, b"f"),
+            "f: exists with 5 bytes; a famfs file can not change its size"
+        );
         assert_eq!(error(&mut plan, b"d"), "d: is a directory");
         let long = [b'p'; 80];
         let text = plan.mkdir(&long, ATTRIBUTES).unwrap_err().to_string();
-        assert!(text.ends_with(&format!(": {}", PathError::TooLong(80))), "{text}");
+        assert!(
+            text.ends_with(&format!(": {}", PathError::TooLong(80))),
+            "{text}"
+        );
     }
 
     #[test]
     fn striping_reaches_the_map() {
-        let striping = Striping { nstrips: Some(2), nbuckets: None, chunk: None };
+        let striping = Striping {
+            nstrips: Some(2),
+            nbuckets: None,
+            chunk: None,
+        };
         let (mut plan, _) = plan(Some(&striping));
         plan.file(b"f", 4 * MIB, ATTRIBUTES).unwrap();
-        let Some(Body::File(file)) = plan.bodies.first() else { panic!("no file") };
-        assert!(matches!(file.map, RawMap::Interleaved { nstrips: 2, chunk_size: 0x20_0000, .. }));
+        let Some(Body::File(file)) = plan.bodies.first() else {
+            panic!("no file")
+        };
+        assert!(matches!(
+            file.map,
+            RawMap::Interleaved {
+                nstrips: 2,
+                chunk_size: 0x20_0000,
+                ..
+            }
+        ));
     }
 }

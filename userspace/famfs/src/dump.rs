@@ -30,8 +30,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     writeln!(out, "superblock {superblock}")?;
-    writeln!(out, "log header {}", log.get("header").unwrap_or(&Value::Null))?;
-    for entry in log.get("entries").and_then(Value::as_array).into_iter().flatten() {
+    writeln!(
+        out,
+        "log header {}",
+        log.get("header").unwrap_or(&Value::Null)
+    )?;
+    for entry in log
+        .get("entries")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         writeln!(out, "entry {entry}")?;
     }
     Ok(())
@@ -56,7 +65,9 @@ fn object(fields: Value, crc: (u64, u64)) -> Value {
 }
 
 fn superblock(bytes: &[u8]) -> Value {
-    let Some(sb) = Superblock::decode(bytes) else { return Value::Null };
+    let Some(sb) = Superblock::decode(bytes) else {
+        return Value::Null;
+    };
     let (magic, version) = Superblock::magic_version(bytes);
     let fields = json!({
         "magic": format!("{magic:#x}"),
@@ -78,7 +89,9 @@ fn superblock(bytes: &[u8]) -> Value {
 }
 
 fn log(bytes: &[u8]) -> Value {
-    let Some(header) = LogHeader::decode(bytes) else { return Value::Null };
+    let Some(header) = LogHeader::decode(bytes) else {
+        return Value::Null;
+    };
     let fields = json!({
         "magic": format!("{:#x}", LogHeader::magic(bytes)),
         "log_len": header.log_len,
@@ -86,7 +99,10 @@ fn log(bytes: &[u8]) -> Value {
         "next_seqnum": header.next_seqnum,
         "next_index": header.next_index,
     });
-    let entries = bytes.get(famfs_media::HEADER_BYTES..).unwrap_or_default().chunks_exact(ENTRY_BYTES);
+    let entries = bytes
+        .get(famfs_media::HEADER_BYTES..)
+        .unwrap_or_default()
+        .chunks_exact(ENTRY_BYTES);
     let count = usize::try_from(header.next_index).unwrap_or(usize::MAX);
     json!({
         "header": object(fields, LogHeader::crcs(bytes)),
@@ -95,7 +111,9 @@ fn log(bytes: &[u8]) -> Value {
 }
 
 fn entry(bytes: &[u8]) -> Value {
-    let Some(entry) = Entry::decode(bytes) else { return Value::Null };
+    let Some(entry) = Entry::decode(bytes) else {
+        return Value::Null;
+    };
     let name = match &entry.body {
         Body::File(_) => "FILE",
         Body::Mkdir(_) => "MKDIR",
@@ -103,7 +121,8 @@ fn entry(bytes: &[u8]) -> Value {
         Body::AddDaxdev(_) => "ADD_DAXDEV",
         Body::Unknown(_) => "?",
     };
-    let mut fields = json!({ "seqnum": entry.seqnum, "type": entry.type_code(), "type_name": name });
+    let mut fields =
+        json!({ "seqnum": entry.seqnum, "type": entry.type_code(), "type_name": name });
     if let (Value::Object(fields), Value::Object(more)) = (&mut fields, body(&entry.body)) {
         fields.extend(more);
     }
@@ -144,7 +163,12 @@ fn map(map: &RawMap) -> Value {
             "nextents": nextents,
             "extents": extents.iter().map(extent).collect::<Vec<_>>(),
         }),
-        RawMap::Interleaved { niext, nstrips, chunk_size, strips } => json!({
+        RawMap::Interleaved {
+            niext,
+            nstrips,
+            chunk_size,
+            strips,
+        } => json!({
             "ext_type": 1,
             "niext": niext,
             "nstrips": nstrips,

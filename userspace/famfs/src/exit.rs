@@ -53,7 +53,11 @@ pub struct Failure {
 
 /// An error with an exit code.
 pub fn fail(exit: Exit, message: impl Display) -> anyhow::Error {
-    Failure { exit, message: message.to_string() }.into()
+    Failure {
+        exit,
+        message: message.to_string(),
+    }
+    .into()
 }
 
 /// The exit code of an error: that of the outermost cause that has one.
@@ -67,14 +71,18 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if let Some(error) = cause.downcast_ref::<DeviceError>() {
         return Some(match error {
-            DeviceError::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => Exit::Permission,
+            DeviceError::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Exit::Permission
+            }
             DeviceError::NoFsdevDriver(_) => Exit::Kernel,
             _ => Exit::Device,
         });
     }
     if let Some(error) = cause.downcast_ref::<SuperError>() {
         return Some(match error {
-            SuperError::Magic(_) | SuperError::TooShort(_) | SuperError::Version(_) => Exit::NoFamfs,
+            SuperError::Magic(_) | SuperError::TooShort(_) | SuperError::Version(_) => {
+                Exit::NoFamfs
+            }
             _ => Exit::Corrupt,
         });
     }
@@ -103,22 +111,41 @@ mod tests {
     fn outermost_cause_decides() {
         let inner = Err::<(), _>(SuperError::Magic(0));
         assert_eq!(code(&inner.context("reading").unwrap_err()), Exit::NoFamfs);
-        let crc = SuperError::Crc { stored: 1, computed: 2 };
+        let crc = SuperError::Crc {
+            stored: 1,
+            computed: 2,
+        };
         assert_eq!(code(&crc.into()), Exit::Corrupt);
-        assert_eq!(code(&fail(Exit::Kernel, "x").context("mount")), Exit::Kernel);
+        assert_eq!(
+            code(&fail(Exit::Kernel, "x").context("mount")),
+            Exit::Kernel
+        );
         assert_eq!(code(&anyhow::anyhow!("x")), Exit::Failed);
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         assert_eq!(code(&denied.into()), Exit::Permission);
-        let full = LogError::Full { used: 1, capacity: 1, wanted: 1 };
+        let full = LogError::Full {
+            used: 1,
+            capacity: 1,
+            wanted: 1,
+        };
         assert_eq!(code(&full.into()), Exit::NoSpace);
-        let space = AllocError::NoSpace { wanted: 1, longest: 0 };
+        let space = AllocError::NoSpace {
+            wanted: 1,
+            longest: 0,
+        };
         assert_eq!(code(&space.into()), Exit::NoSpace);
         assert_eq!(code(&AllocError::Empty.into()), Exit::Usage);
     }
 
     #[test]
     fn table_names_every_code() {
-        for exit in [Exit::Failed, Exit::Usage, Exit::NoFamfs, Exit::Device, Exit::Permission] {
+        for exit in [
+            Exit::Failed,
+            Exit::Usage,
+            Exit::NoFamfs,
+            Exit::Device,
+            Exit::Permission,
+        ] {
             assert!(TABLE.contains(&format!("\n  {}  ", exit as u8)));
         }
     }

@@ -34,7 +34,11 @@ pub fn verify(args: &Args) -> anyhow::Result<()> {
         let region = map_file(&file, len, false).with_context(|| path.display().to_string())?;
         let bar = progress(path, len as u64);
         if let Some(at) = mismatch(&region, len, args.seed, &bar)? {
-            let text = format!("{}: byte {at} is not that of the pattern with seed {}", path.display(), args.seed);
+            let text = format!(
+                "{}: byte {at} is not that of the pattern with seed {}",
+                path.display(),
+                args.seed
+            );
             return Err(fail(Exit::Corrupt, text));
         }
         bar.finish_and_clear();
@@ -55,7 +59,11 @@ pub fn zero(path: &Path) -> anyhow::Result<()> {
 /// Write all of a file, and write it back from the caches. `block` gives the bytes at an offset.
 fn write(path: &Path, block: impl Fn(usize, usize) -> Vec<u8>) -> anyhow::Result<()> {
     let context = || path.display().to_string();
-    let file = OpenOptions::new().read(true).write(true).open(path).with_context(context)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(context)?;
     let len = usize::try_from(file.metadata()?.len())?;
     let region = map_file(&file, len, true).with_context(context)?;
     let bar = progress(path, len as u64);
@@ -70,7 +78,12 @@ fn write(path: &Path, block: impl Fn(usize, usize) -> Vec<u8>) -> anyhow::Result
 }
 
 /// Offset of the first byte that is not that of the pattern.
-fn mismatch(store: &impl Store, len: usize, seed: u64, bar: &ProgressBar) -> anyhow::Result<Option<usize>> {
+fn mismatch(
+    store: &impl Store,
+    len: usize,
+    seed: u64,
+    bar: &ProgressBar,
+) -> anyhow::Result<Option<usize>> {
     let mut block = vec![0; BLOCK.min(len)];
     for at in (0..len).step_by(BLOCK) {
         block.truncate(len.saturating_sub(at));
@@ -89,7 +102,9 @@ fn mismatch(store: &impl Store, len: usize, seed: u64, bar: &ProgressBar) -> any
 /// little-endian.
 fn pattern(seed: u64, at: usize, len: usize) -> Vec<u8> {
     let words = (at as u64 / 8..).take(len.div_ceil(8));
-    let mut bytes: Vec<u8> = words.flat_map(|word| splitmix(seed, word).to_le_bytes()).collect();
+    let mut bytes: Vec<u8> = words
+        .flat_map(|word| splitmix(seed, word).to_le_bytes())
+        .collect();
     bytes.truncate(len);
     bytes
 }
@@ -117,7 +132,11 @@ mod tests {
     #[test]
     fn splitmix_reference_values() {
         // First outputs of SplitMix64 for seed 1234567, as its author publishes them.
-        let expected = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
+        let expected = [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+        ];
         assert_eq!([0, 1, 2].map(|index| splitmix(1_234_567, index)), expected);
     }
 
@@ -135,7 +154,12 @@ mod tests {
         let len = (2 << 20) + 12345;
         File::create(&path).unwrap().set_len(len).unwrap();
         fill(&path, 42).unwrap();
-        let check = |seed| verify(&Args { files: vec![path.clone()], seed });
+        let check = |seed| {
+            verify(&Args {
+                files: vec![path.clone()],
+                seed,
+            })
+        };
         check(42).unwrap();
         zero(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), vec![0; len as usize]);

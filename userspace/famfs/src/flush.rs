@@ -19,7 +19,9 @@ pub struct Args {
 
 /// Flush files.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    args.files.iter().try_for_each(|file| flush(file).with_context(|| file.display().to_string()))
+    args.files
+        .iter()
+        .try_for_each(|file| flush(file).with_context(|| file.display().to_string()))
 }
 
 fn flush(path: &Path) -> anyhow::Result<()> {

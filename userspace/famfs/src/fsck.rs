@@ -89,7 +89,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     match report.errors.len() {
         0 => Ok(()),
         1 => Err(fail(Exit::Corrupt, "1 log entry is wrong and was left out")),
-        n => Err(fail(Exit::Corrupt, format!("{n} log entries are wrong and were left out"))),
+        n => Err(fail(
+            Exit::Corrupt,
+            format!("{n} log entries are wrong and were left out"),
+        )),
     }
 }
 
@@ -97,14 +100,21 @@ impl Report {
     fn new(image: &Image, header: &LogHeader, replay: &Replay) -> Self {
         let sb = &image.superblock;
         let totals = &replay.totals;
-        let (errors, warnings) = replay.findings.iter().partition::<Vec<_>, _>(|f| is_error(f));
+        let (errors, warnings) = replay
+            .findings
+            .iter()
+            .partition::<Vec<_>, _>(|f| is_error(f));
         let mut warnings: Vec<Issue> = warnings.into_iter().map(Issue::from).collect();
         if header.next_seqnum != header.next_index {
             let problem = format!(
                 "the next sequence number, {}, is not this index: the log can be read but not added to",
                 header.next_seqnum
             );
-            warnings.push(Issue { entry: header.next_index, path: None, problem });
+            warnings.push(Issue {
+                entry: header.next_index,
+                path: None,
+                problem,
+            });
         }
         Self {
             fs_uuid: sb.fs_uuid.to_string(),
@@ -133,22 +143,55 @@ impl Report {
         let bytes = |n| size::show(n, human);
         let units = |n: u64| size::show(n.saturating_mul(ALLOC_UNIT), human);
         writeln!(out, "famfs {}", self.fs_uuid)?;
-        writeln!(out, "  device       {}, {}", self.device, bytes(self.device_bytes))?;
-        writeln!(out, "  role         {} (system uuid {})", self.role, self.system_uuid)?;
-        writeln!(out, "  log          {} of {} entries used", self.log_entries, self.log_capacity)?;
-        writeln!(out, "  files        {}, {}", self.files, bytes(self.file_bytes))?;
+        writeln!(
+            out,
+            "  device       {}, {}",
+            self.device,
+            bytes(self.device_bytes)
+        )?;
+        writeln!(
+            out,
+            "  role         {} (system uuid {})",
+            self.role, self.system_uuid
+        )?;
+        writeln!(
+            out,
+            "  log          {} of {} entries used",
+            self.log_entries, self.log_capacity
+        )?;
+        writeln!(
+            out,
+            "  files        {}, {}",
+            self.files,
+            bytes(self.file_bytes)
+        )?;
         writeln!(out, "  directories  {}", self.directories)?;
         writeln!(out, "  allocated    {}", bytes(self.allocated_bytes))?;
-        writeln!(out, "  space        {} of {} units used, {} free", self.units_used, self.units, {
-            units(self.units.saturating_sub(self.units_used))
-        })?;
+        writeln!(
+            out,
+            "  space        {} of {} units used, {} free",
+            self.units_used,
+            self.units,
+            { units(self.units.saturating_sub(self.units_used)) }
+        )?;
         for dev in self.daxdevs.iter().filter(|_| self.daxdevs.len() > 1) {
-            writeln!(out, "    daxdev {:<2}  {} of {} units used", dev.index, dev.units_used, dev.units)?;
+            writeln!(
+                out,
+                "    daxdev {:<2}  {} of {} units used",
+                dev.index, dev.units_used, dev.units
+            )?;
         }
         for (kind, issues) in [("error", &self.errors), ("warning", &self.warnings)] {
             for issue in issues {
-                let path = issue.path.as_ref().map_or_else(String::new, |path| format!(" {path:?}"));
-                writeln!(out, "{kind}: entry {}{path}: {}", issue.entry, issue.problem)?;
+                let path = issue
+                    .path
+                    .as_ref()
+                    .map_or_else(String::new, |path| format!(" {path:?}"));
+                writeln!(
+                    out,
+                    "{kind}: entry {}{path}: {}",
+                    issue.entry, issue.problem
+                )?;
             }
         }
         Ok(())
@@ -157,7 +200,11 @@ impl Report {
 
 impl From<&Finding> for Issue {
     fn from(finding: &Finding) -> Self {
-        Self { entry: finding.index, path: finding.path.clone(), problem: finding.problem.to_string() }
+        Self {
+            entry: finding.index,
+            path: finding.path.clone(),
+            problem: finding.problem.to_string(),
+        }
     }
 }
 
@@ -175,11 +222,20 @@ fn role(sb: &Superblock) -> &'static str {
 fn daxdevs(sb: &Superblock, replay: &Replay) -> Vec<DaxdevReport> {
     let uuid = |index| match index {
         0 => Some(sb.dev_uuid.to_string()),
-        _ => replay.daxdevs.iter().find(|d| d.index == index).map(|d| d.uuid.to_string()),
+        _ => replay
+            .daxdevs
+            .iter()
+            .find(|d| d.index == index)
+            .map(|d| d.uuid.to_string()),
     };
     let device = |index| {
         let (units, units_used) = replay.space.device(index)?;
-        Some(DaxdevReport { index, uuid: uuid(index), units, units_used })
+        Some(DaxdevReport {
+            index,
+            uuid: uuid(index),
+            units,
+            units_used,
+        })
     };
     replay.space.devindexes().filter_map(device).collect()
 }

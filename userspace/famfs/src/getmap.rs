@@ -46,14 +46,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mounted = Mounted::of(&args.file)?;
     let relative = mounted.relative(&args.file)?;
     let replay = mounted.replay()?;
-    let node = replay.tree.resolve(&relative).and_then(|id| replay.tree.get(id));
+    let node = replay
+        .tree
+        .resolve(&relative)
+        .and_then(|id| replay.tree.get(id));
     let Some(Kind::File { size, map }) = node.map(|node| &node.kind) else {
-        return Err(fail(Exit::Failed, format!("{} is not a file of the log", args.file.display())));
+        return Err(fail(
+            Exit::Failed,
+            format!("{} is not a file of the log", args.file.display()),
+        ));
     };
     let devices = devices(&mounted);
     let extent = |e: &Extent| ExtentReport {
         devindex: e.devindex,
-        device: usize::try_from(e.devindex).ok().and_then(|index| devices.get(index).cloned()),
+        device: usize::try_from(e.devindex)
+            .ok()
+            .and_then(|index| devices.get(index).cloned()),
         offset: e.offset,
         len: e.len,
     };
@@ -62,13 +70,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Map::Interleaved { chunk_size, .. } => ("interleaved", Some(*chunk_size)),
     };
     let extents = map.extents().iter().map(extent).collect();
-    Report { file: args.file.clone(), size: *size, kind, chunk_size, extents }.print(args.json)
+    Report {
+        file: args.file.clone(),
+        size: *size,
+        kind,
+        chunk_size,
+        extents,
+    }
+    .print(args.json)
 }
 
 /// Paths of the daxdevs by index. Which path a daxdev has on this host is known to the server alone.
 fn devices(mounted: &Mounted) -> Vec<PathBuf> {
     let status = stats::read(&mounted.device).unwrap_or_default();
-    let listed = status.get("devices").and_then(|devices| Vec::deserialize(devices).ok());
+    let listed = status
+        .get("devices")
+        .and_then(|devices| Vec::deserialize(devices).ok());
     listed.unwrap_or_else(|| vec![mounted.device.clone()])
 }
 
@@ -79,11 +96,26 @@ impl Report {
             writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
             return Ok(());
         }
-        let chunks = self.chunk_size.map_or_else(String::new, |bytes| format!(" in chunks of {bytes:#x}"));
-        writeln!(out, "{}: {} bytes, {}{chunks}", self.file.display(), self.size, self.kind)?;
+        let chunks = self
+            .chunk_size
+            .map_or_else(String::new, |bytes| format!(" in chunks of {bytes:#x}"));
+        writeln!(
+            out,
+            "{}: {} bytes, {}{chunks}",
+            self.file.display(),
+            self.size,
+            self.kind
+        )?;
         for e in &self.extents {
-            let device = e.device.as_ref().map_or_else(String::new, |path| format!(" {}", path.display()));
-            writeln!(out, "  daxdev {}{device} offset {:#x} length {:#x}", e.devindex, e.offset, e.len)?;
+            let device = e
+                .device
+                .as_ref()
+                .map_or_else(String::new, |path| format!(" {}", path.display()));
+            writeln!(
+                out,
+                "  daxdev {}{device} offset {:#x} length {:#x}",
+                e.devindex, e.offset, e.len
+            )?;
         }
         Ok(())
     }

@@ -9,7 +9,8 @@ use std::path::Path;
 use anyhow::Context;
 use famfs_fuse::Region;
 use famfs_media::{
-    entry_offset, LogError, LogHeader, Superblock, HEADER_BYTES, LOG_LEN_MIN, LOG_OFFSET, SUPERBLOCK_BYTES,
+    entry_offset, LogError, LogHeader, Superblock, HEADER_BYTES, LOG_LEN_MIN, LOG_OFFSET,
+    SUPERBLOCK_BYTES,
 };
 
 use crate::mounted::Mounted;
@@ -46,7 +47,12 @@ impl Image {
         let superblock = mounted.superblock.clone();
         let superblock_bytes = superblock.encode().to_vec();
         let log = log_of(&mounted.log()?, &superblock)?;
-        Ok(Self { superblock_bytes, superblock, log, device_size: mounted.device_size()? })
+        Ok(Self {
+            superblock_bytes,
+            superblock,
+            log,
+            device_size: mounted.device_size()?,
+        })
     }
 
     fn of_device(path: &Path) -> anyhow::Result<Self> {
@@ -57,13 +63,19 @@ impl Image {
         dev.require_fsdev()?;
         let mut access = MetaAccess::open(&dev, LOG_LEN_MIN)?;
         let superblock_bytes = log::read_fresh(access.superblock(), 0, SUPERBLOCK_BYTES)?;
-        let superblock = Superblock::parse(&superblock_bytes).with_context(|| path.display().to_string())?;
+        let superblock =
+            Superblock::parse(&superblock_bytes).with_context(|| path.display().to_string())?;
         if superblock.log_len > LOG_LEN_MIN {
             drop(access);
             access = MetaAccess::open(&dev, superblock.log_len)?;
         }
         let log = log_of(access.log(), &superblock)?;
-        Ok(Self { superblock_bytes, superblock, log, device_size: dev.size })
+        Ok(Self {
+            superblock_bytes,
+            superblock,
+            log,
+            device_size: dev.size,
+        })
     }
 
     fn of_file(file: &File, len: u64) -> anyhow::Result<Self> {
@@ -77,8 +89,17 @@ impl Image {
             Some(end) => read_some(file, LOG_OFFSET, end.min(most))?,
             None => read_some(file, LOG_OFFSET, most)?,
         };
-        let device_size = if superblock.dax.size == 0 { len } else { superblock.dax.size };
-        Ok(Self { superblock_bytes, superblock, log, device_size })
+        let device_size = if superblock.dax.size == 0 {
+            len
+        } else {
+            superblock.dax.size
+        };
+        Ok(Self {
+            superblock_bytes,
+            superblock,
+            log,
+            device_size,
+        })
     }
 
     /// The header, checked.

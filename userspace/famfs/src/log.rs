@@ -6,7 +6,9 @@ use std::io;
 
 use anyhow::Context;
 use famfs_fuse::Region;
-use famfs_media::{entry_offset, Body, Entry, LogError, LogHeader, Replay, Superblock, ENTRY_BYTES, HEADER_BYTES};
+use famfs_media::{
+    entry_offset, Body, Entry, LogError, LogHeader, Replay, Superblock, ENTRY_BYTES, HEADER_BYTES,
+};
 
 /// Memory that other hosts may write to.
 pub trait Store {
@@ -53,7 +55,9 @@ pub fn header(store: &impl Store, sb: &Superblock) -> anyhow::Result<LogHeader> 
 pub fn entries(store: &impl Store, from: u64, to: u64) -> anyhow::Result<Vec<u8>> {
     let start = entry_offset(from).context("log entry index too large")?;
     let end = entry_offset(to).context("log entry index too large")?;
-    let len = end.checked_sub(start).context("log entries run backwards")?;
+    let len = end
+        .checked_sub(start)
+        .context("log entries run backwards")?;
     read_fresh(store, usize::try_from(start)?, usize::try_from(len)?).context("reading the log")
 }
 
@@ -77,11 +81,18 @@ pub fn catch_up(store: &impl Store, header: &LogHeader, replay: &mut Replay) -> 
 /// Append `bodies` and publish them: the entries are in memory before the counters that announce them, so that a
 /// reader on another host sees a whole entry or none. Returns the header afterwards; on an error that is a
 /// [`LogError`] nothing was written.
-pub fn append(store: &impl Store, header: &LogHeader, bodies: Vec<Body>) -> anyhow::Result<LogHeader> {
+pub fn append(
+    store: &impl Store,
+    header: &LogHeader,
+    bodies: Vec<Body>,
+) -> anyhow::Result<LogHeader> {
     let after = header.after_append(bodies.len() as u64)?;
-    let bytes: Vec<u8> =
-        (header.next_index..).zip(bodies).flat_map(|(seqnum, body)| Entry { seqnum, body }.encode()).collect();
-    let at = usize::try_from(entry_offset(header.next_index).context("log entry index too large")?)?;
+    let bytes: Vec<u8> = (header.next_index..)
+        .zip(bodies)
+        .flat_map(|(seqnum, body)| Entry { seqnum, body }.encode())
+        .collect();
+    let at =
+        usize::try_from(entry_offset(header.next_index).context("log entry index too large")?)?;
     let counters_at = usize::try_from(LogHeader::COUNTERS_AT)?;
     let counters = after.encode_counters();
     let publish = || {

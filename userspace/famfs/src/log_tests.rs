@@ -6,8 +6,18 @@ use famfs_media::{path_bytes, MkdirEntry, PrimaryDax, LOG_LEN_MIN};
 use uuid::Uuid;
 
 fn superblock() -> Superblock {
-    let dax = PrimaryDax { size: 64 << 20, uuid: Uuid::nil(), name: b"/dev/dax0.0".to_vec() };
-    Superblock::new(LOG_LEN_MIN, Uuid::from_u128(1), Uuid::from_u128(2), Uuid::from_u128(3), dax)
+    let dax = PrimaryDax {
+        size: 64 << 20,
+        uuid: Uuid::nil(),
+        name: b"/dev/dax0.0".to_vec(),
+    };
+    Superblock::new(
+        LOG_LEN_MIN,
+        Uuid::from_u128(1),
+        Uuid::from_u128(2),
+        Uuid::from_u128(3),
+        dax,
+    )
 }
 
 fn log() -> (Traced, LogHeader) {
@@ -19,7 +29,12 @@ fn log() -> (Traced, LogHeader) {
 }
 
 fn dir(name: &str) -> Body {
-    Body::Mkdir(MkdirEntry { uid: 0, gid: 0, mode: 0o755, path: path_bytes(name.as_bytes()) })
+    Body::Mkdir(MkdirEntry {
+        uid: 0,
+        gid: 0,
+        mode: 0o755,
+        path: path_bytes(name.as_bytes()),
+    })
 }
 
 #[test]
@@ -63,7 +78,10 @@ fn readers_invalidate_before_they_read() {
     store.trace.borrow_mut().clear();
     header(&store, &superblock()).unwrap();
     catch_up(&store, &after, &mut Replay::new(&superblock(), 64 << 20)).unwrap();
-    assert_eq!(*store.trace.borrow(), [("invalidate", 0, 48), ("invalidate", 48, 544)]);
+    assert_eq!(
+        *store.trace.borrow(),
+        [("invalidate", 0, 48), ("invalidate", 48, 544)]
+    );
 }
 
 #[test]
@@ -83,14 +101,21 @@ fn a_broken_entry_applies_nothing() {
     store.bytes.borrow_mut()[48 + 544 + 100] ^= 1;
     let mut replay = Replay::new(&superblock(), 64 << 20);
     let error = catch_up(&store, &after, &mut replay).unwrap_err();
-    assert!(matches!(error.downcast_ref(), Some(LogError::Entry { index: 1, .. })), "{error}");
+    assert!(
+        matches!(error.downcast_ref(), Some(LogError::Entry { index: 1, .. })),
+        "{error}"
+    );
     assert_eq!((replay.totals.dirs, replay.next_index()), (0, 0));
 }
 
 #[test]
 fn a_full_log_is_not_touched() {
     let (store, _) = log();
-    let full = LogHeader { next_seqnum: 15420, next_index: 15420, ..LogHeader::new(LOG_LEN_MIN) };
+    let full = LogHeader {
+        next_seqnum: 15420,
+        next_index: 15420,
+        ..LogHeader::new(LOG_LEN_MIN)
+    };
     let error = append(&store, &full, vec![dir("a")]).unwrap_err();
     assert!(matches!(error.downcast_ref(), Some(LogError::Full { .. })));
     assert_eq!(*store.trace.borrow(), []);

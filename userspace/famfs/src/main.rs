@@ -20,12 +20,14 @@ mod mkdir;
 mod mkfs;
 mod mount;
 mod mounted;
+mod mountinfo;
 mod server;
 mod size;
 mod status;
 mod system;
 #[cfg(test)]
 mod testing;
+mod writer;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -34,10 +36,17 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let (verb, verbose) = cli::parse(std::env::args_os());
-    let default = ["warn", "info", "debug"].get(usize::from(verbose)).unwrap_or(&"trace");
+    let default = ["warn", "info", "debug"]
+        .get(usize::from(verbose))
+        .unwrap_or(&"trace");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).without_time();
-    log.with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .without_time();
+    log.with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
     match cli::run(verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -28,14 +28,21 @@ pub struct Args {
 /// Make directories, one after the other.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let attributes = Attributes::new(&args.ownership, 0o755);
-    args.paths.iter().try_for_each(|path| mkdir(path, args.parents, attributes))
+    args.paths
+        .iter()
+        .try_for_each(|path| mkdir(path, args.parents, attributes))
 }
 
 fn mkdir(path: &Path, parents: bool, attributes: Attributes) -> anyhow::Result<()> {
     let (base, missing) = split(path, parents)?;
     let mounted = Mounted::of(&base)?;
-    let base = base.canonicalize().with_context(|| base.display().to_string())?;
-    let relative = base.strip_prefix(&mounted.root).context("the mount moved")?.to_path_buf();
+    let base = base
+        .canonicalize()
+        .with_context(|| base.display().to_string())?;
+    let relative = base
+        .strip_prefix(&mounted.root)
+        .context("the mount moved")?
+        .to_path_buf();
     let mut plan = Plan::new(mounted, None)?;
     let mut at = relative;
     for name in &missing {
@@ -64,12 +71,20 @@ fn split(path: &Path, parents: bool) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> 
     while !base.exists() {
         match base.components().next_back() {
             Some(Component::Normal(name)) => names.insert(0, PathBuf::from(name)),
-            _ => return Err(fail(Exit::Usage, format!("{}: not a path of a directory", path.display()))),
+            _ => {
+                return Err(fail(
+                    Exit::Usage,
+                    format!("{}: not a path of a directory", path.display()),
+                ))
+            }
         }
         base = parent(base);
     }
     if names.len() > 1 && !parents {
-        let text = format!("{}: its parent does not exist; --parents makes it", path.display());
+        let text = format!(
+            "{}: its parent does not exist; --parents makes it",
+            path.display()
+        );
         return Err(fail(Exit::Failed, text));
     }
     Ok((base.into(), names))
@@ -84,9 +99,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path();
         let names = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
-        assert_eq!(split(&base.join("a"), false).unwrap(), (base.into(), names(&["a"])));
-        assert_eq!(split(&base.join("a/b/c"), true).unwrap(), (base.into(), names(&["a", "b", "c"])));
-        assert!(split(&base.join("a/b"), false).unwrap_err().to_string().contains("--parents"));
+        assert_eq!(
+            split(&base.join("a"), false).unwrap(),
+            (base.into(), names(&["a"]))
+        );
+        assert_eq!(
+            split(&base.join("a/b/c"), true).unwrap(),
+            (base.into(), names(&["a", "b", "c"]))
+        );
+        assert!(split(&base.join("a/b"), false)
+            .unwrap_err()
+            .to_string()
+            .contains("--parents"));
         assert!(split(base, false).is_err());
         assert_eq!(split(base, true).unwrap(), (base.into(), vec![]));
         assert!(split(&base.join("a/../b"), true).is_err());

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use famfs_media::{
-    AddDaxdev, Body, Entry, LogHeader, PrimaryDax, Superblock, ALLOC_UNIT, DEVICE_SIZE_MIN, ENTRY_BYTES, LOG_LEN_MIN,
-    LOG_OFFSET, SUPERBLOCK_BYTES,
+    AddDaxdev, Body, Entry, LogHeader, PrimaryDax, Superblock, ALLOC_UNIT, DEVICE_SIZE_MIN,
+    ENTRY_BYTES, LOG_LEN_MIN, LOG_OFFSET, SUPERBLOCK_BYTES,
 };
 use uuid::Uuid;
 
@@ -47,21 +47,37 @@ fn parse_log_len(text: &str) -> Result<u64, String> {
 
 /// Make a file system.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let devices =
-        args.devices.iter().map(|path| prepare(path, args.set_daxmode)).collect::<anyhow::Result<Vec<_>>>()?;
-    let sizes: Vec<_> = devices.iter().map(|dev| (dev.path.as_path(), dev.size)).collect();
+    let devices = args
+        .devices
+        .iter()
+        .map(|path| prepare(path, args.set_daxmode))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let sizes: Vec<_> = devices
+        .iter()
+        .map(|dev| (dev.path.as_path(), dev.size))
+        .collect();
     check_sizes(&sizes, args.loglen)?;
     let mut accesses = Vec::new();
     for dev in &devices {
-        let log_len = if accesses.is_empty() && !args.kill { args.loglen } else { LOG_LEN_MIN };
-        accesses.push(MetaAccess::open(dev, log_len).with_context(|| dev.path.display().to_string())?);
+        let log_len = if accesses.is_empty() && !args.kill {
+            args.loglen
+        } else {
+            LOG_LEN_MIN
+        };
+        accesses
+            .push(MetaAccess::open(dev, log_len).with_context(|| dev.path.display().to_string())?);
     }
     for (dev, access) in devices.iter().zip(&accesses) {
         check_empty(&dev.path, access.superblock(), args.force)?;
     }
-    let regions: Vec<_> = accesses.iter().map(|access| (access.superblock(), access.log())).collect();
+    let regions: Vec<_> = accesses
+        .iter()
+        .map(|access| (access.superblock(), access.log()))
+        .collect();
     if args.kill {
-        return regions.iter().try_for_each(|(superblock, _)| wipe_magic(*superblock));
+        return regions
+            .iter()
+            .try_for_each(|(superblock, _)| wipe_magic(*superblock));
     }
     let plan = Plan::new(&devices, args.loglen, system::uuid_or_new()?);
     plan.write(&regions)?;
@@ -72,7 +88,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn prepare(path: &Path, set_daxmode: bool) -> anyhow::Result<DaxDevice> {
     let mut dev = device::open(path)?;
     if Mounted::on_device(&dev.path)?.is_some() {
-        return Err(fail(Exit::Device, format!("{} is mounted; unmount it first", dev.path.display())));
+        return Err(fail(
+            Exit::Device,
+            format!("{} is mounted; unmount it first", dev.path.display()),
+        ));
     }
     if set_daxmode {
         device::set_fsdev_mode(&mut dev)?;
@@ -82,15 +101,24 @@ fn prepare(path: &Path, set_daxmode: bool) -> anyhow::Result<DaxDevice> {
 }
 
 fn check_sizes(devices: &[(&Path, u64)], log_len: u64) -> anyhow::Result<()> {
-    let first = log_len.saturating_add(LOG_OFFSET).saturating_add(ALLOC_UNIT).max(DEVICE_SIZE_MIN);
+    let first = log_len
+        .saturating_add(LOG_OFFSET)
+        .saturating_add(ALLOC_UNIT)
+        .max(DEVICE_SIZE_MIN);
     for (index, &(path, size)) in devices.iter().enumerate() {
         let needed = if index == 0 { first } else { DEVICE_SIZE_MIN };
         if size < needed {
-            let text = format!("{} has {size} bytes, at least {needed} are needed", path.display());
+            let text = format!(
+                "{} has {size} bytes, at least {needed} are needed",
+                path.display()
+            );
             return Err(fail(Exit::Device, text));
         }
         if devices.iter().take(index).any(|&(other, _)| other == path) {
-            return Err(fail(Exit::Usage, format!("{} is named twice", path.display())));
+            return Err(fail(
+                Exit::Usage,
+                format!("{} is named twice", path.display()),
+            ));
         }
     }
     Ok(())
@@ -103,15 +131,23 @@ fn check_empty(path: &Path, superblock: &impl Store, force: bool) -> anyhow::Res
         return Ok(());
     }
     let what = match Superblock::parse(&bytes) {
-        Ok(sb) if Some(sb.system_uuid) == system::uuid() => format!("a famfs (uuid {}) of this host", sb.fs_uuid),
-        Ok(sb) => format!("a famfs (uuid {}) of another host (system uuid {})", sb.fs_uuid, sb.system_uuid),
+        Ok(sb) if Some(sb.system_uuid) == system::uuid() => {
+            format!("a famfs (uuid {}) of this host", sb.fs_uuid)
+        }
+        Ok(sb) => format!(
+            "a famfs (uuid {}) of another host (system uuid {})",
+            sb.fs_uuid, sb.system_uuid
+        ),
         // Only a valid superblock or one of another version is worth protecting.
         Err(famfs_media::SuperError::Version(version)) => format!("a famfs of version {version}"),
         Err(_) => return Ok(()),
     };
     Err(fail(
         Exit::Device,
-        format!("{} holds {what}; --force overwrites it, and all its files are lost", path.display()),
+        format!(
+            "{} holds {what}; --force overwrites it, and all its files are lost",
+            path.display()
+        ),
     ))
 }
 
@@ -134,7 +170,11 @@ impl Plan {
         let fs = Uuid::new_v4();
         let superblocks = devices.iter().enumerate().map(|(index, dev)| {
             let name = dev.path.as_os_str().as_encoded_bytes().to_vec();
-            let dax = PrimaryDax { size: dev.size, uuid: Uuid::nil(), name };
+            let dax = PrimaryDax {
+                size: dev.size,
+                uuid: Uuid::nil(),
+                name,
+            };
             let sb = Superblock::new(log_len, fs, Uuid::new_v4(), system, dax);
             let flags = if index == 0 { 0 } else { Superblock::SECONDARY };
             Superblock { flags, ..sb }
@@ -144,14 +184,29 @@ impl Plan {
 
     fn of(superblocks: Vec<Superblock>) -> Self {
         let others = superblocks.iter().skip(1);
-        let bodies = (1..)
-            .zip(others)
-            .map(|(index, sb): (u32, _)| Body::AddDaxdev(AddDaxdev { size: sb.dax.size, uuid: sb.dev_uuid, index }));
-        let entries: Vec<u8> = (0..).zip(bodies).flat_map(|(seqnum, body)| Entry { seqnum, body }.encode()).collect();
+        let bodies = (1..).zip(others).map(|(index, sb): (u32, _)| {
+            Body::AddDaxdev(AddDaxdev {
+                size: sb.dax.size,
+                uuid: sb.dev_uuid,
+                index,
+            })
+        });
+        let entries: Vec<u8> = (0..)
+            .zip(bodies)
+            .flat_map(|(seqnum, body)| Entry { seqnum, body }.encode())
+            .collect();
         let count = (entries.len() / ENTRY_BYTES) as u64;
         let log_len = superblocks.first().map_or(LOG_LEN_MIN, |sb| sb.log_len);
-        let header = LogHeader { next_seqnum: count, next_index: count, ..LogHeader::new(log_len) };
-        Self { superblocks, header, entries }
+        let header = LogHeader {
+            next_seqnum: count,
+            next_index: count,
+            ..LogHeader::new(log_len)
+        };
+        Self {
+            superblocks,
+            header,
+            entries,
+        }
     }
 
     /// Write to the superblocks and logs of the devices. A file system is there once the first device's superblock
@@ -186,14 +241,22 @@ impl Plan {
     }
 
     fn report(&self) {
-        let Some(sb) = self.superblocks.first() else { return };
+        let Some(sb) = self.superblocks.first() else {
+            return;
+        };
         println!("famfs {} made", sb.fs_uuid);
         for (index, sb) in self.superblocks.iter().enumerate() {
             let name = String::from_utf8_lossy(&sb.dax.name);
-            println!("  daxdev {index}  {name}, {}", size::show(sb.dax.size, true));
+            println!(
+                "  daxdev {index}  {name}, {}",
+                size::show(sb.dax.size, true)
+            );
         }
         let capacity = self.header.last_index.saturating_add(1);
-        println!("  log       {}, {capacity} entries", size::show(sb.log_len, true));
+        println!(
+            "  log       {}, {capacity} entries",
+            size::show(sb.log_len, true)
+        );
     }
 }
 
@@ -202,7 +265,9 @@ fn zero(store: &impl Store, len: usize) -> anyhow::Result<()> {
     let block = vec![0; len.min(1 << 20)];
     let mut at = 0usize;
     while at < len {
-        let part = block.get(..len.saturating_sub(at).min(block.len())).unwrap_or_default();
+        let part = block
+            .get(..len.saturating_sub(at).min(block.len()))
+            .unwrap_or_default();
         store.write(at, part)?;
         store.flush(at, part.len())?;
         at = at.saturating_add(part.len());

@@ -6,13 +6,21 @@ use indicatif::HumanBytes;
 /// Bytes from `N`, `Nk`, `Nm`, `Ng` or `Nt`, in either case, `iB` or `B` after it allowed.
 pub fn parse(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
-    let bare = lower.strip_suffix("ib").or(lower.strip_suffix('b')).unwrap_or(&lower);
+    let bare = lower
+        .strip_suffix("ib")
+        .or(lower.strip_suffix('b'))
+        .unwrap_or(&lower);
     let shifts = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
-    let (digits, shift) =
-        shifts.iter().find_map(|&(unit, shift)| Some((bare.strip_suffix(unit)?, shift))).unwrap_or((bare, 0));
-    let number: u64 =
-        digits.parse().map_err(|_| "a size is a whole number with k, m, g or t behind it, such as 8m".to_string())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "more bytes than 64 bits can count".to_string())
+    let (digits, shift) = shifts
+        .iter()
+        .find_map(|&(unit, shift)| Some((bare.strip_suffix(unit)?, shift)))
+        .unwrap_or((bare, 0));
+    let number: u64 = digits.parse().map_err(|_| {
+        "a size is a whole number with k, m, g or t behind it, such as 8m".to_string()
+    })?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "more bytes than 64 bits can count".to_string())
 }
 
 /// `bytes` for reading: `8.00 MiB` with `human`, else the number.

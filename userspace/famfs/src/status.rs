@@ -25,10 +25,19 @@ pub struct Args {
 /// Print the status.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let device = mounted::device_of(&args.path)?.ok_or_else(|| {
-        fail(Exit::NoFamfs, format!("{}: neither mount point nor device of a mounted famfs", args.path.display()))
+        fail(
+            Exit::NoFamfs,
+            format!(
+                "{}: neither mount point nor device of a mounted famfs",
+                args.path.display()
+            ),
+        )
     })?;
     let status = stats::read(&device).with_context(|| {
-        format!("{} is mounted but its server does not answer; open files go on working", device.display())
+        format!(
+            "{} is mounted but its server does not answer; open files go on working",
+            device.display()
+        )
     })?;
     let mut out = io::stdout().lock();
     if args.json {
@@ -39,7 +48,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         match value {
             Value::Object(counts) => {
                 writeln!(out, "{key}")?;
-                counts.iter().try_for_each(|(name, count)| writeln!(out, "  {name:14}{count}"))?;
+                counts
+                    .iter()
+                    .try_for_each(|(name, count)| writeln!(out, "  {name:14}{count}"))?;
             }
             _ => writeln!(out, "{key:16}{}", plain(value))?,
         }

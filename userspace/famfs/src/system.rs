@@ -34,16 +34,25 @@ fn read_or_new(file: &Path) -> anyhow::Result<Uuid> {
             write(file, uuid).with_context(|| format!("creating {}", file.display()))?;
             Ok(uuid)
         }
-        other => other.with_context(|| format!("{} does not hold the uuid of this host", file.display())),
+        other => {
+            other.with_context(|| format!("{} does not hold the uuid of this host", file.display()))
+        }
     }
 }
 
 /// As upstream's tools write it: text and a NUL.
 fn write(file: &Path, uuid: Uuid) -> io::Result<()> {
     if let Some(dir) = file.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(dir)?;
     }
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o444).open(file)?;
+    let mut out = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o444)
+        .open(file)?;
     out.write_all(format!("{uuid}\0").as_bytes())
 }
 
@@ -61,7 +70,10 @@ mod tests {
         assert_eq!(read_or_new(&file).unwrap(), uuid);
         let bytes = fs::read(&file).unwrap();
         assert_eq!((bytes.len(), bytes[36]), (37, 0));
-        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o444);
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o7777,
+            0o444
+        );
     }
 
     #[test]

@@ -28,7 +28,11 @@ impl Traced {
 impl Store for Traced {
     fn read(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
         out.copy_from_slice(&self.bytes.borrow()[at..at + out.len()]);
-        if let Some(byte) = self.stale.get().and_then(|stale| out.get_mut(stale.checked_sub(at)?)) {
+        if let Some(byte) = self
+            .stale
+            .get()
+            .and_then(|stale| out.get_mut(stale.checked_sub(at)?))
+        {
             *byte ^= 0xff;
         }
         Ok(())
@@ -44,7 +48,12 @@ impl Store for Traced {
     }
     fn invalidate(&self, at: usize, len: usize) -> io::Result<()> {
         self.note("invalidate", at, len);
-        if len == ENTRY_BYTES && self.stale.get().is_some_and(|stale| (at..at + len).contains(&stale)) {
+        if len == ENTRY_BYTES
+            && self
+                .stale
+                .get()
+                .is_some_and(|stale| (at..at + len).contains(&stale))
+        {
             self.stale.set(None);
         }
         Ok(())

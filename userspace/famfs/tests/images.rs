@@ -27,34 +27,66 @@ fn image(superblock: &str, log: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let file = File::create(dir.path().join("image")).unwrap();
     for (name, at) in [(superblock, 0), (log, 2 << 20)] {
-        file.write_all_at(&std::fs::read(vectors().join("media").join(name)).unwrap(), at).unwrap();
+        file.write_all_at(
+            &std::fs::read(vectors().join("media").join(name)).unwrap(),
+            at,
+        )
+        .unwrap();
     }
     dir
 }
 
 /// Exit code, stdout and stderr of famfs in `dir`.
 fn famfs(dir: &TempDir, args: &[&str]) -> (i32, String, String) {
-    let command = Command::new(env!("CARGO_BIN_EXE_famfs")).args(args).current_dir(dir.path()).output();
-    let Output { status, stdout, stderr } = command.unwrap();
-    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    let command = Command::new(env!("CARGO_BIN_EXE_famfs"))
+        .args(args)
+        .current_dir(dir.path())
+        .output();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.unwrap();
+    (
+        status.code().unwrap(),
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    )
 }
 
 #[test]
 fn dump_decodes_as_the_manifest_does() {
     let mut seen = 0;
     for vector in manifest() {
-        let file = vector["file"].as_str().unwrap().strip_prefix("media/").unwrap_or_default().to_owned();
+        let file = vector["file"]
+            .as_str()
+            .unwrap()
+            .strip_prefix("media/")
+            .unwrap_or_default()
+            .to_owned();
         let (is_sb, is_log) = (vector["kind"] == "superblock", vector["kind"] == "log");
         // dump wants a valid superblock; a whole decoding is given for logs that are not edits.
-        let usable = if is_sb { vector["upstream_check_super_rc"] == 0 } else { vector["derived_from"].is_null() };
+        let usable = if is_sb {
+            vector["upstream_check_super_rc"] == 0
+        } else {
+            vector["derived_from"].is_null()
+        };
         if !usable || !(is_sb || is_log) {
             continue;
         }
-        let dir = if is_sb { image(&file, "log.bin") } else { image("superblock.bin", &file) };
+        let dir = if is_sb {
+            image(&file, "log.bin")
+        } else {
+            image("superblock.bin", &file)
+        };
         let (code, out, err) = famfs(&dir, &["dump", "--json", "image"]);
         assert_eq!((code, &err[..]), (0, ""), "{file}");
         let dump: Value = serde_json::from_str(&out).unwrap();
-        assert_eq!(dump[if is_sb { "superblock" } else { "log" }], vector["decoded"], "{file}");
+        assert_eq!(
+            dump[if is_sb { "superblock" } else { "log" }],
+            vector["decoded"],
+            "{file}"
+        );
         seen += 1;
     }
     assert_eq!(seen, 5);
@@ -66,7 +98,10 @@ fn dump_shows_what_a_broken_entry_says() {
     let (code, out, _) = famfs(&dir, &["dump", "--json", "image"]);
     let dump: Value = serde_json::from_str(&out).unwrap();
     let entry = &dump["log"]["entries"][4];
-    assert_eq!((code, &entry["crc_ok"], &entry["extents"][0]["offset"]), (0, &json!(false), &json!(1_241_514_016)));
+    assert_eq!(
+        (code, &entry["crc_ok"], &entry["extents"][0]["offset"]),
+        (0, &json!(false), &json!(1_241_514_016))
+    );
     let (code, out, _) = famfs(&dir, &["dump", "image"]);
     assert_eq!((code, out.lines().count()), (0, 12));
 }
@@ -84,12 +119,33 @@ famfs 10111213-1415-1617-1819-1a1b1c1d1e1f
   allocated    204.00 MiB
   space        107 of 8192 units used, 15.79 GiB free
 ";
-    assert_eq!(famfs(&dir, &["fsck", "--human", "image"]), (0, expected.into(), String::new()));
+    assert_eq!(
+        famfs(&dir, &["fsck", "--human", "image"]),
+        (0, expected.into(), String::new())
+    );
     let (code, out, _) = famfs(&dir, &["fsck", "--json", "image"]);
     let report: Value = serde_json::from_str(&out).unwrap();
-    let keys = ["units", "units_used", "files", "directories", "file_bytes", "log_entries", "errors", "warnings"];
+    let keys = [
+        "units",
+        "units_used",
+        "files",
+        "directories",
+        "file_bytes",
+        "log_entries",
+        "errors",
+        "warnings",
+    ];
     let found = keys.map(|key| report[key].clone());
-    let wanted = [json!(8192), json!(107), json!(7), json!(3), json!(138_169_156), json!(10), json!([]), json!([])];
+    let wanted = [
+        json!(8192),
+        json!(107),
+        json!(7),
+        json!(3),
+        json!(138_169_156),
+        json!(10),
+        json!([]),
+        json!([]),
+    ];
     assert_eq!((code, found), (0, wanted));
 }
 
@@ -97,7 +153,11 @@ famfs 10111213-1415-1617-1819-1a1b1c1d1e1f
 fn fsck(log: &str) -> (i32, Vec<String>, String) {
     let (code, out, err) = famfs(&image("superblock.bin", log), &["fsck", "image"]);
     let said = |line: &&str| line.starts_with("error") || line.starts_with("warning");
-    (code, out.lines().filter(said).map(str::to_owned).collect(), err)
+    (
+        code,
+        out.lines().filter(said).map(str::to_owned).collect(),
+        err,
+    )
 }
 
 #[test]
@@ -138,7 +198,10 @@ fn fsck_warns_of_what_does_no_harm() {
     ] {
         assert_eq!(fsck(log), (0, vec![line.to_owned()], String::new()));
     }
-    assert_eq!(fsck("odd_log_padding_nonzero_crc_ok.bin"), (0, vec![], String::new()));
+    assert_eq!(
+        fsck("odd_log_padding_nonzero_crc_ok.bin"),
+        (0, vec![], String::new())
+    );
 }
 
 #[test]
@@ -166,11 +229,17 @@ fn no_famfs_and_a_broken_one_differ() {
 #[test]
 fn a_file_that_ends_early() {
     let dir = image("superblock.bin", "log.bin");
-    let file = File::options().write(true).open(dir.path().join("image")).unwrap();
+    let file = File::options()
+        .write(true)
+        .open(dir.path().join("image"))
+        .unwrap();
     file.set_len((2 << 20) + 48 + 9 * 544).unwrap();
     let (code, out, _) = famfs(&dir, &["fsck", "image"]);
     assert_eq!(code, 8);
-    assert!(out.contains("error: entry 9: broken: the log ends before it\n"), "{out}");
+    assert!(
+        out.contains("error: entry 9: broken: the log ends before it\n"),
+        "{out}"
+    );
     file.set_len(100).unwrap();
     let err = famfs(&dir, &["fsck", "image"]).2;
     assert_eq!(err, "famfs: image: superblock: 100 bytes, 200 needed\n");
@@ -181,16 +250,32 @@ fn link_names_and_usage() {
     let dir = image("superblock.bin", "log.bin");
     let link = dir.path().join("fsck.famfs");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_famfs"), &link).unwrap();
-    let out = Command::new(&link).arg("--json").arg(dir.path().join("image")).output().unwrap();
+    let out = Command::new(&link)
+        .arg("--json")
+        .arg(dir.path().join("image"))
+        .output()
+        .unwrap();
     assert_eq!(out.status.code(), Some(0));
-    assert_eq!(serde_json::from_slice::<Value>(&out.stdout).unwrap()["files"], 7);
-    for args in [&["nonsense"][..], &[], &["creat"], &["creat", "f", "-s", "8q"], &["mkfs", "-l", "9m", "/dev/dax0.0"]]
-    {
+    assert_eq!(
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["files"],
+        7
+    );
+    for args in [
+        &["nonsense"][..],
+        &[],
+        &["creat"],
+        &["creat", "f", "-s", "8q"],
+        &["mkfs", "-l", "9m", "/dev/dax0.0"],
+    ] {
         assert_eq!(famfs(&dir, args).0, 2, "{args:?}");
     }
     let (code, out, _) = famfs(&dir, &["--help"]);
     let docs = std::fs::read_to_string(vectors().join("../../docs/cli.md")).unwrap();
-    let table = docs.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let table = docs
+        .split("```text\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .unwrap();
     assert_eq!((code, table.lines().count()), (0, 10));
     assert!(out.ends_with(table), "{out}");
 }
@@ -213,7 +298,13 @@ fn verbs_that_need_a_mount_say_so() {
     let (code, _, err) = famfs(&dir, &["status", "."]);
     assert_eq!(code, 3, "{err}");
     let (code, _, err) = famfs(&dir, &["fsck", "missing"]);
-    assert_eq!((code, &err[..]), (1, "famfs: missing: No such file or directory (os error 2)\n"));
+    assert_eq!(
+        (code, &err[..]),
+        (
+            1,
+            "famfs: missing: No such file or directory (os error 2)\n"
+        )
+    );
 }
 
 #[test]

@@ -40,7 +40,11 @@ pub enum AllocError {
     #[error("no space: {wanted} bytes in one piece wanted, the longest piece free is {longest}")]
     NoSpace { wanted: u64, longest: u64 },
     #[error("no space: {found} of {wanted} strips of {strip_len} bytes found in separate buckets")]
-    NoStrips { wanted: u64, found: u64, strip_len: u64 },
+    NoStrips {
+        wanted: u64,
+        found: u64,
+        strip_len: u64,
+    },
     #[error("chunk size {0} is not a power of two of at least 2 MiB")]
     ChunkSize(u64),
     #[error("{0} buckets: 1 to {MAX_BUCKETS} are possible")]
@@ -60,7 +64,12 @@ impl Space {
     ///
     /// # Errors
     /// See [`AllocError`].
-    pub fn allocate(&mut self, size: u64, interleave: Option<&Interleave>, seed: u64) -> Result<Map, AllocError> {
+    pub fn allocate(
+        &mut self,
+        size: u64,
+        interleave: Option<&Interleave>,
+        seed: u64,
+    ) -> Result<Map, AllocError> {
         if size == 0 {
             return Err(AllocError::Empty);
         }
@@ -81,19 +90,24 @@ impl Space {
 
     fn allocate_one(&mut self, len: u64) -> Result<Map, AllocError> {
         let units = len / ALLOC_UNIT;
-        let fit = self
-            .devices
-            .iter()
-            .find_map(|(&index, device)| Some((index, device.used.first_fit(0..device.units(), units)?)));
+        let fit = self.devices.iter().find_map(|(&index, device)| {
+            Some((index, device.used.first_fit(0..device.units(), units)?))
+        });
         match fit {
             Some(run) => Ok(Map::Simple(vec![self.commit(run)])),
-            None => Err(AllocError::NoSpace { wanted: len, longest: self.longest_gap() }),
+            None => Err(AllocError::NoSpace {
+                wanted: len,
+                longest: self.longest_gap(),
+            }),
         }
     }
 
     /// Bytes of the longest piece free on any daxdev.
     fn longest_gap(&self) -> u64 {
-        let gaps = self.devices.values().map(|d| d.used.longest_gap(0..d.units()));
+        let gaps = self
+            .devices
+            .values()
+            .map(|d| d.used.longest_gap(0..d.units()));
         gaps.max().unwrap_or(0).saturating_mul(ALLOC_UNIT)
     }
 
@@ -107,31 +121,58 @@ impl Space {
         let buckets = p.nbuckets.saturating_mul(self.devices.len() as u64);
         let max = buckets.min(MAX_EXTENTS as u64);
         if p.nstrips == 0 || p.nstrips > max {
-            return Err(AllocError::Strips { strips: p.nstrips, max });
+            return Err(AllocError::Strips {
+                strips: p.nstrips,
+                max,
+            });
         }
-        let smallest = self.devices.values().map(|d| bucket_units(d.units(), p.nbuckets)).min();
+        let smallest = self
+            .devices
+            .values()
+            .map(|d| bucket_units(d.units(), p.nbuckets))
+            .min();
         let bucket = smallest.unwrap_or(0).saturating_mul(ALLOC_UNIT);
         if bucket < p.chunk_size {
-            return Err(AllocError::BucketSize { bucket, chunk: p.chunk_size });
+            return Err(AllocError::BucketSize {
+                bucket,
+                chunk: p.chunk_size,
+            });
         }
         Ok(())
     }
 
     /// Place `nstrips` strips into the first of `buckets` that have room.
-    fn allocate_strips(&mut self, whole: u64, p: &Interleave, buckets: &[Run]) -> Result<Map, AllocError> {
+    fn allocate_strips(
+        &mut self,
+        whole: u64,
+        p: &Interleave,
+        buckets: &[Run],
+    ) -> Result<Map, AllocError> {
         let stripe = p.nstrips.saturating_mul(p.chunk_size);
         let strip_len = whole.div_ceil(stripe).saturating_mul(p.chunk_size);
         let fits = buckets.iter().filter_map(|(index, bounds)| {
             let used = &self.devices.get(index)?.used;
-            Some((*index, used.first_fit(bounds.clone(), strip_len / ALLOC_UNIT)?))
+            Some((
+                *index,
+                used.first_fit(bounds.clone(), strip_len / ALLOC_UNIT)?,
+            ))
         });
-        let runs: Vec<Run> = fits.take(usize::try_from(p.nstrips).unwrap_or(MAX_EXTENTS)).collect();
+        let runs: Vec<Run> = fits
+            .take(usize::try_from(p.nstrips).unwrap_or(MAX_EXTENTS))
+            .collect();
         let found = runs.len() as u64;
         if found < p.nstrips {
-            return Err(AllocError::NoStrips { wanted: p.nstrips, found, strip_len });
+            return Err(AllocError::NoStrips {
+                wanted: p.nstrips,
+                found,
+                strip_len,
+            });
         }
         let strips = runs.into_iter().map(|run| self.commit(run)).collect();
-        Ok(Map::Interleaved { chunk_size: p.chunk_size, strips })
+        Ok(Map::Interleaved {
+            chunk_size: p.chunk_size,
+            strips,
+        })
     }
 
     /// All buckets: daxdevs in turn, daxdevs and buckets in random order.
@@ -142,8 +183,9 @@ impl Space {
             .iter()
             .map(|(&index, device)| {
                 let units = bucket_units(device.units(), nbuckets);
-                let mut buckets: Vec<_> =
-                    (0..nbuckets).map(|k| k.saturating_mul(units)..k.saturating_add(1).saturating_mul(units)).collect();
+                let mut buckets: Vec<_> = (0..nbuckets)
+                    .map(|k| k.saturating_mul(units)..k.saturating_add(1).saturating_mul(units))
+                    .collect();
                 random.shuffle(&mut buckets);
                 (index, buckets)
             })
@@ -151,7 +193,11 @@ impl Space {
         random.shuffle(&mut devices);
         let rounds = usize::try_from(nbuckets).unwrap_or(0);
         (0..rounds)
-            .flat_map(|k| devices.iter().filter_map(move |(index, b)| Some((*index, b.get(k)?.clone()))))
+            .flat_map(|k| {
+                devices
+                    .iter()
+                    .filter_map(move |(index, b)| Some((*index, b.get(k)?.clone())))
+            })
             .collect()
     }
 

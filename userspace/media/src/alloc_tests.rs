@@ -16,18 +16,43 @@ fn space(sizes: &[u64]) -> Space {
 }
 
 fn extent(devindex: u64, offset: u64, len: u64) -> Extent {
-    Extent { devindex, offset, len }
+    Extent {
+        devindex,
+        offset,
+        len,
+    }
 }
 
 #[test]
 fn contiguous_is_first_fit_in_whole_units() {
     let mut space = space(&[32 * MIB]);
     let one = |s: &mut Space, size| s.allocate(size, None, 0);
-    assert_eq!(one(&mut space, 1), Ok(Map::Simple(vec![extent(0, 10 * MIB, 2 * MIB)])));
-    assert_eq!(one(&mut space, 5_000_000), Ok(Map::Simple(vec![extent(0, 12 * MIB, 6 * MIB)])));
-    assert_eq!(one(&mut space, 14 * MIB + 1), Err(AllocError::NoSpace { wanted: 16 * MIB, longest: 14 * MIB }));
-    assert_eq!(one(&mut space, 14 * MIB), Ok(Map::Simple(vec![extent(0, 18 * MIB, 14 * MIB)])));
-    assert_eq!(one(&mut space, 1), Err(AllocError::NoSpace { wanted: 2 * MIB, longest: 0 }));
+    assert_eq!(
+        one(&mut space, 1),
+        Ok(Map::Simple(vec![extent(0, 10 * MIB, 2 * MIB)]))
+    );
+    assert_eq!(
+        one(&mut space, 5_000_000),
+        Ok(Map::Simple(vec![extent(0, 12 * MIB, 6 * MIB)]))
+    );
+    assert_eq!(
+        one(&mut space, 14 * MIB + 1),
+        Err(AllocError::NoSpace {
+            wanted: 16 * MIB,
+            longest: 14 * MIB
+        })
+    );
+    assert_eq!(
+        one(&mut space, 14 * MIB),
+        Ok(Map::Simple(vec![extent(0, 18 * MIB, 14 * MIB)]))
+    );
+    assert_eq!(
+        one(&mut space, 1),
+        Err(AllocError::NoSpace {
+            wanted: 2 * MIB,
+            longest: 0
+        })
+    );
     assert_eq!((space.used(), space.units()), (16, 16));
 }
 
@@ -42,9 +67,15 @@ fn last_partial_unit_is_not_used() {
 fn sizes_that_can_not_be() {
     let mut space = space(&[32 * MIB]);
     assert_eq!(space.allocate(0, None, 0), Err(AllocError::Empty));
-    assert_eq!(space.allocate(u64::MAX, None, 0), Err(AllocError::TooLarge(u64::MAX)));
+    assert_eq!(
+        space.allocate(u64::MAX, None, 0),
+        Err(AllocError::TooLarge(u64::MAX))
+    );
     let near = i64::MAX as u64;
-    assert_eq!(space.allocate(near, None, 0), Err(AllocError::TooLarge(near)));
+    assert_eq!(
+        space.allocate(near, None, 0),
+        Err(AllocError::TooLarge(near))
+    );
 }
 
 #[test]
@@ -57,8 +88,16 @@ fn second_daxdev_when_the_first_is_full() {
 #[test]
 fn strip_lengths() {
     // docs/abi.md, section 3: 4 strips, chunks of 2 MiB.
-    for (size, len) in [(8 * MIB, 2 * MIB), (8 * MIB + 1, 4 * MIB), (16 * MIB + 1, 6 * MIB)] {
-        let p = Interleave { nbuckets: 8, nstrips: 4, chunk_size: 2 * MIB };
+    for (size, len) in [
+        (8 * MIB, 2 * MIB),
+        (8 * MIB + 1, 4 * MIB),
+        (16 * MIB + 1, 6 * MIB),
+    ] {
+        let p = Interleave {
+            nbuckets: 8,
+            nstrips: 4,
+            chunk_size: 2 * MIB,
+        };
         let map = space(&[16 * GIB]).allocate(size, Some(&p), 7).unwrap();
         assert_eq!(map.extents().len(), 4);
         assert!(map.extents().iter().all(|e| e.len == len), "{map:?}");
@@ -67,20 +106,36 @@ fn strip_lengths() {
 
 #[test]
 fn smaller_than_a_chunk_is_contiguous() {
-    let p = Interleave { nbuckets: 4, nstrips: 4, chunk_size: 4 * MIB };
+    let p = Interleave {
+        nbuckets: 4,
+        nstrips: 4,
+        chunk_size: 4 * MIB,
+    };
     let mut space = space(&[GIB]);
     let map = space.allocate(4 * MIB - 1, Some(&p), 0);
     assert_eq!(map, Ok(Map::Simple(vec![extent(0, DATA, 4 * MIB)])));
-    assert!(matches!(space.allocate(4 * MIB, Some(&p), 0), Ok(Map::Interleaved { .. })));
+    assert!(matches!(
+        space.allocate(4 * MIB, Some(&p), 0),
+        Ok(Map::Interleaved { .. })
+    ));
 }
 
 #[test]
 fn strips_go_to_the_daxdevs_in_turn() {
-    let p = Interleave { nbuckets: 2, nstrips: 4, chunk_size: 2 * MIB };
+    let p = Interleave {
+        nbuckets: 2,
+        nstrips: 4,
+        chunk_size: 2 * MIB,
+    };
     for seed in 0..20 {
-        let map = space(&[GIB, GIB]).allocate(64 * MIB, Some(&p), seed).unwrap();
+        let map = space(&[GIB, GIB])
+            .allocate(64 * MIB, Some(&p), seed)
+            .unwrap();
         let devices: Vec<u64> = map.extents().iter().map(|e| e.devindex).collect();
-        assert!(devices == [0, 1, 0, 1] || devices == [1, 0, 1, 0], "{devices:?}");
+        assert!(
+            devices == [0, 1, 0, 1] || devices == [1, 0, 1, 0],
+            "{devices:?}"
+        );
     }
 }
 
@@ -89,7 +144,11 @@ fn bucket_order_depends_on_the_seed() {
     let space = space(&[16 * GIB]);
     assert_eq!(space.bucket_order(8, 1), space.bucket_order(8, 1));
     assert_ne!(space.bucket_order(8, 1), space.bucket_order(8, 2));
-    let mut starts: Vec<u64> = space.bucket_order(8, 1).iter().map(|(_, b)| b.start).collect();
+    let mut starts: Vec<u64> = space
+        .bucket_order(8, 1)
+        .iter()
+        .map(|(_, b)| b.start)
+        .collect();
     starts.sort_unstable();
     assert_eq!(starts, [0, 1024, 2048, 3072, 4096, 5120, 6144, 7168]);
 }
@@ -97,11 +156,19 @@ fn bucket_order_depends_on_the_seed() {
 #[test]
 fn too_few_buckets_with_room_change_nothing() {
     let mut space = space(&[64 * MIB]);
-    let p = Interleave { nbuckets: 2, nstrips: 2, chunk_size: 2 * MIB };
+    let p = Interleave {
+        nbuckets: 2,
+        nstrips: 2,
+        chunk_size: 2 * MIB,
+    };
     let before = space.used();
     assert_eq!(
         space.allocate(48 * MIB, Some(&p), 0),
-        Err(AllocError::NoStrips { wanted: 2, found: 1, strip_len: 24 * MIB })
+        Err(AllocError::NoStrips {
+            wanted: 2,
+            found: 1,
+            strip_len: 24 * MIB
+        })
     );
     assert_eq!(space.used(), before);
 }
@@ -109,17 +176,44 @@ fn too_few_buckets_with_room_change_nothing() {
 #[test]
 fn parameters() {
     let mut space = space(&[64 * MIB]);
-    let mut try_with =
-        |nbuckets, nstrips, chunk_size| space.allocate(MIB, Some(&Interleave { nbuckets, nstrips, chunk_size }), 0);
+    let mut try_with = |nbuckets, nstrips, chunk_size| {
+        space.allocate(
+            MIB,
+            Some(&Interleave {
+                nbuckets,
+                nstrips,
+                chunk_size,
+            }),
+            0,
+        )
+    };
     assert_eq!(try_with(2, 2, 3 * MIB), Err(AllocError::ChunkSize(3 * MIB)));
     assert_eq!(try_with(2, 2, MIB), Err(AllocError::ChunkSize(MIB)));
     assert_eq!(try_with(2, 2, 0), Err(AllocError::ChunkSize(0)));
     assert_eq!(try_with(0, 2, 2 * MIB), Err(AllocError::Buckets(0)));
     assert_eq!(try_with(65, 2, 2 * MIB), Err(AllocError::Buckets(65)));
-    assert_eq!(try_with(2, 3, 2 * MIB), Err(AllocError::Strips { strips: 3, max: 2 }));
-    assert_eq!(try_with(2, 0, 2 * MIB), Err(AllocError::Strips { strips: 0, max: 2 }));
-    assert_eq!(try_with(20, 17, 2 * MIB), Err(AllocError::Strips { strips: 17, max: 16 }));
-    assert_eq!(try_with(20, 2, 4 * MIB), Err(AllocError::BucketSize { bucket: 2 * MIB, chunk: 4 * MIB }));
+    assert_eq!(
+        try_with(2, 3, 2 * MIB),
+        Err(AllocError::Strips { strips: 3, max: 2 })
+    );
+    assert_eq!(
+        try_with(2, 0, 2 * MIB),
+        Err(AllocError::Strips { strips: 0, max: 2 })
+    );
+    assert_eq!(
+        try_with(20, 17, 2 * MIB),
+        Err(AllocError::Strips {
+            strips: 17,
+            max: 16
+        })
+    );
+    assert_eq!(
+        try_with(20, 2, 4 * MIB),
+        Err(AllocError::BucketSize {
+            bucket: 2 * MIB,
+            chunk: 4 * MIB
+        })
+    );
 }
 
 fn interleave() -> impl Strategy<Value = Option<Interleave>> {

@@ -39,7 +39,9 @@ impl AuSet {
 
     /// Number of units in the set.
     pub fn len(&self) -> u64 {
-        self.ranges.iter().fold(0, |sum, (start, end)| sum.saturating_add(end.saturating_sub(*start)))
+        self.ranges.iter().fold(0, |sum, (start, end)| {
+            sum.saturating_add(end.saturating_sub(*start))
+        })
     }
 
     /// Whether the set has no unit.
@@ -57,12 +59,19 @@ impl AuSet {
 
     /// Length of the longest run within `bounds` that is not in the set.
     pub fn longest_gap(&self, bounds: Range<u64>) -> u64 {
-        self.gaps(bounds).map(|gap| gap.end.saturating_sub(gap.start)).max().unwrap_or(0)
+        self.gaps(bounds)
+            .map(|gap| gap.end.saturating_sub(gap.start))
+            .max()
+            .unwrap_or(0)
     }
 
     /// Runs within `bounds` that are not in the set, in order.
     fn gaps(&self, bounds: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let covering = self.ranges.range(..=bounds.start).next_back().map(|(_, &end)| end);
+        let covering = self
+            .ranges
+            .range(..=bounds.start)
+            .next_back()
+            .map(|(_, &end)| end);
         let mut at = bounds.start.max(covering.unwrap_or(0));
         let mut later = self.ranges.range(bounds.start.saturating_add(1)..);
         let mut done = false;

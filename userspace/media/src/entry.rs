@@ -79,8 +79,16 @@ pub struct AddDaxdev {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum RawMap {
-    Simple { nextents: u32, extents: Vec<Extent> },
-    Interleaved { niext: u32, nstrips: u64, chunk_size: u64, strips: Vec<Extent> },
+    Simple {
+        nextents: u32,
+        extents: Vec<Extent>,
+    },
+    Interleaved {
+        niext: u32,
+        nstrips: u64,
+        chunk_size: u64,
+        strips: Vec<Extent>,
+    },
     Unknown(u32),
 }
 
@@ -108,7 +116,9 @@ impl Entry {
     pub fn parse(buf: &[u8], index: u64) -> Result<Self, EntryError> {
         let entry = Self::decode(buf).ok_or(EntryError::Missing)?;
         if entry.seqnum != index {
-            return Err(EntryError::Seqnum { found: entry.seqnum });
+            return Err(EntryError::Seqnum {
+                found: entry.seqnum,
+            });
         }
         let (stored, computed) = Self::crcs(buf);
         if stored != computed {
@@ -136,7 +146,10 @@ impl Entry {
             }),
             other => Body::Unknown(other),
         };
-        Some(Self { seqnum: get_u64(buf, 0), body })
+        Some(Self {
+            seqnum: get_u64(buf, 0),
+            body,
+        })
     }
 
     /// Stored and computed CRC of `buf`.
@@ -184,7 +197,10 @@ impl Entry {
 fn decode_file(buf: &[u8]) -> FileEntry {
     let count = get_u32(buf, 128);
     let map = match get_u32(buf, 120) {
-        EXT_SIMPLE => RawMap::Simple { nextents: count, extents: decode_extents(buf, SIMPLE_AT, u64::from(count)) },
+        EXT_SIMPLE => RawMap::Simple {
+            nextents: count,
+            extents: decode_extents(buf, SIMPLE_AT, u64::from(count)),
+        },
         EXT_INTERLEAVE => RawMap::Interleaved {
             niext: count,
             nstrips: get_u64(buf, 136),
@@ -206,11 +222,17 @@ fn decode_file(buf: &[u8]) -> FileEntry {
 
 /// Up to `count` extents from `at`, not more than an entry has room for.
 fn decode_extents(buf: &[u8], at: usize, count: u64) -> Vec<Extent> {
-    let count = usize::try_from(count).unwrap_or(MAX_EXTENTS).min(MAX_EXTENTS);
+    let count = usize::try_from(count)
+        .unwrap_or(MAX_EXTENTS)
+        .min(MAX_EXTENTS);
     let list = buf.get(at..).unwrap_or_default();
     list.chunks_exact(EXTENT_BYTES)
         .take(count)
-        .map(|e| Extent { devindex: get_u64(e, 0), offset: get_u64(e, 8), len: get_u64(e, 16) })
+        .map(|e| Extent {
+            devindex: get_u64(e, 0),
+            offset: get_u64(e, 8),
+            len: get_u64(e, 16),
+        })
         .collect()
 }
 
@@ -227,7 +249,12 @@ fn encode_file(buf: &mut [u8], file: &FileEntry) {
             put_u32(buf, 128, *nextents);
             encode_extents(buf, SIMPLE_AT, extents);
         }
-        RawMap::Interleaved { niext, nstrips, chunk_size, strips } => {
+        RawMap::Interleaved {
+            niext,
+            nstrips,
+            chunk_size,
+            strips,
+        } => {
             put_u32(buf, 120, EXT_INTERLEAVE);
             put_u32(buf, 128, *niext);
             put_u64(buf, 136, *nstrips);
@@ -240,7 +267,10 @@ fn encode_file(buf: &mut [u8], file: &FileEntry) {
 
 fn encode_extents(buf: &mut [u8], at: usize, extents: &[Extent]) {
     let list = buf.get_mut(at..CRC_AT).unwrap_or_default();
-    for (dst, extent) in list.chunks_exact_mut(EXTENT_BYTES).zip(extents.iter().take(MAX_EXTENTS)) {
+    for (dst, extent) in list
+        .chunks_exact_mut(EXTENT_BYTES)
+        .zip(extents.iter().take(MAX_EXTENTS))
+    {
         put_u64(dst, 0, extent.devindex);
         put_u64(dst, 8, extent.offset);
         put_u64(dst, 16, extent.len);
@@ -250,9 +280,10 @@ fn encode_extents(buf: &mut [u8], at: usize, extents: &[Extent]) {
 impl From<&Map> for RawMap {
     fn from(map: &Map) -> Self {
         match map {
-            Map::Simple(extents) => {
-                Self::Simple { nextents: u32::try_from(extents.len()).unwrap_or(u32::MAX), extents: extents.clone() }
-            }
+            Map::Simple(extents) => Self::Simple {
+                nextents: u32::try_from(extents.len()).unwrap_or(u32::MAX),
+                extents: extents.clone(),
+            },
             Map::Interleaved { chunk_size, strips } => Self::Interleaved {
                 niext: 1,
                 nstrips: strips.len() as u64,

@@ -69,7 +69,11 @@ pub enum LogError {
     #[error("log header: next sequence number {seqnum} and next index {index} disagree")]
     Counters { seqnum: u64, index: u64 },
     #[error("log full: {used} of {capacity} entries used, {wanted} more wanted")]
-    Full { used: u64, capacity: u64, wanted: u64 },
+    Full {
+        used: u64,
+        capacity: u64,
+        wanted: u64,
+    },
 }
 
 /// What became of an entry with a problem.
@@ -124,13 +128,22 @@ pub enum Problem {
     #[error("extent {extent}: offset {offset:#x} lies in the superblock or the log")]
     Reserved { extent: usize, offset: u64 },
     #[error("extent {extent}: {offset:#x}+{len:#x} ends past the device ({size:#x} bytes)")]
-    PastDevice { extent: usize, offset: u64, len: u64, size: u64 },
+    PastDevice {
+        extent: usize,
+        offset: u64,
+        len: u64,
+        size: u64,
+    },
     #[error("extents hold {mapped} bytes, the file has {size}")]
     Short { mapped: u64, size: u64 },
     #[error("strip {strip}: {len:#x} bytes, {needed:#x} needed")]
     ShortStrip { strip: usize, len: u64, needed: u64 },
     #[error("extent {extent}: {units} of its units at {offset:#x} are in use already")]
-    Overlap { extent: usize, offset: u64, units: u64 },
+    Overlap {
+        extent: usize,
+        offset: u64,
+        units: u64,
+    },
     #[error("daxdev index is {0}, not a new one from 1 to 65535")]
     DevIndex(u32),
 }
@@ -160,6 +173,7 @@ pub struct Finding {
 
 impl Finding {
     fn suffix(path: &Option<String>) -> String {
-        path.as_ref().map_or_else(String::new, |path| format!(" ({path:?})"))
+        path.as_ref()
+            .map_or_else(String::new, |path| format!(" ({path:?})"))
     }
 }

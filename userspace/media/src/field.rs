@@ -22,7 +22,10 @@ pub(crate) fn get_u64(buf: &[u8], at: usize) -> u64 {
 
 /// Store `bytes` at `at`.
 pub(crate) fn put(buf: &mut [u8], at: usize, bytes: &[u8]) {
-    if let Some(dst) = at.checked_add(bytes.len()).and_then(|end| buf.get_mut(at..end)) {
+    if let Some(dst) = at
+        .checked_add(bytes.len())
+        .and_then(|end| buf.get_mut(at..end))
+    {
         dst.copy_from_slice(bytes);
     }
 }

@@ -28,7 +28,12 @@ impl LogHeader {
 
     /// Header of an empty log.
     pub fn new(log_len: u64) -> Self {
-        Self { log_len, last_index: last_index(log_len), next_seqnum: 0, next_index: 0 }
+        Self {
+            log_len,
+            last_index: last_index(log_len),
+            next_seqnum: 0,
+            next_index: 0,
+        }
     }
 
     /// Fields of `buf`, which need not be valid; `None` when it is too short.
@@ -49,7 +54,10 @@ impl LogHeader {
 
     /// Stored and computed CRC of `buf`.
     pub fn crcs(buf: &[u8]) -> (u64, u64) {
-        (get_u64(buf, Self::CRC_AT), buf.get(..Self::CRC_AT).map_or(0, crc))
+        (
+            get_u64(buf, Self::CRC_AT),
+            buf.get(..Self::CRC_AT).map_or(0, crc),
+        )
     }
 
     /// A valid header from the first bytes of a log of `log_len` bytes.
@@ -68,14 +76,23 @@ impl LogHeader {
             return Err(HeaderError::Crc { stored, computed });
         }
         if header.log_len != log_len {
-            return Err(HeaderError::LogLen { header: header.log_len, superblock: log_len });
+            return Err(HeaderError::LogLen {
+                header: header.log_len,
+                superblock: log_len,
+            });
         }
         let expected = last_index(log_len);
         if header.last_index != expected {
-            return Err(HeaderError::LastIndex { stored: header.last_index, expected });
+            return Err(HeaderError::LastIndex {
+                stored: header.last_index,
+                expected,
+            });
         }
         if header.next_index > expected.saturating_add(1) {
-            return Err(HeaderError::NextIndex { next: header.next_index, last: expected });
+            return Err(HeaderError::NextIndex {
+                next: header.next_index,
+                last: expected,
+            });
         }
         Ok(header)
     }
@@ -108,12 +125,23 @@ impl LogHeader {
     /// has no room for `count` entries.
     pub fn after_append(&self, count: u64) -> Result<Self, LogError> {
         if self.next_seqnum != self.next_index {
-            return Err(LogError::Counters { seqnum: self.next_seqnum, index: self.next_index });
+            return Err(LogError::Counters {
+                seqnum: self.next_seqnum,
+                index: self.next_index,
+            });
         }
         let capacity = self.last_index.saturating_add(1);
         match self.next_index.checked_add(count) {
-            Some(next) if next <= capacity => Ok(Self { next_seqnum: next, next_index: next, ..*self }),
-            _ => Err(LogError::Full { used: self.next_index, capacity, wanted: count }),
+            Some(next) if next <= capacity => Ok(Self {
+                next_seqnum: next,
+                next_index: next,
+                ..*self
+            }),
+            _ => Err(LogError::Full {
+                used: self.next_index,
+                capacity,
+                wanted: count,
+            }),
         }
     }
 }
@@ -156,14 +184,30 @@ mod tests {
         let full = header.after_append(1).unwrap();
         assert_eq!((full.next_index, full.next_seqnum), (15420, 15420));
         let error = full.after_append(1).unwrap_err();
-        assert_eq!(error, LogError::Full { used: 15420, capacity: 15420, wanted: 1 });
+        assert_eq!(
+            error,
+            LogError::Full {
+                used: 15420,
+                capacity: 15420,
+                wanted: 1
+            }
+        );
         assert!(header.after_append(2).is_err());
     }
 
     #[test]
     fn no_append_when_counters_disagree() {
-        let header = LogHeader { next_seqnum: 42, ..LogHeader::new(8 << 20) };
-        assert_eq!(header.after_append(1), Err(LogError::Counters { seqnum: 42, index: 0 }));
+        let header = LogHeader {
+            next_seqnum: 42,
+            ..LogHeader::new(8 << 20)
+        };
+        assert_eq!(
+            header.after_append(1),
+            Err(LogError::Counters {
+                seqnum: 42,
+                index: 0
+            })
+        );
     }
 
     #[test]
@@ -172,7 +216,10 @@ mod tests {
         header.next_index = 15421;
         assert_eq!(
             LogHeader::parse(&header.encode(), 8 << 20),
-            Err(HeaderError::NextIndex { next: 15421, last: 15419 })
+            Err(HeaderError::NextIndex {
+                next: 15421,
+                last: 15419
+            })
         );
     }
 }

@@ -62,7 +62,9 @@ pub const MAX_DEVINDEX: u32 = 0xffff;
 
 /// Offset of entry `index` from the start of the log.
 pub fn entry_offset(index: u64) -> Option<u64> {
-    index.checked_mul(ENTRY_BYTES as u64)?.checked_add(HEADER_BYTES as u64)
+    index
+        .checked_mul(ENTRY_BYTES as u64)?
+        .checked_add(HEADER_BYTES as u64)
 }
 
 /// Bytes of `size` rounded up to whole allocation units, or `None` on overflow.

@@ -21,7 +21,10 @@ pub enum Map {
     Simple(Vec<Extent>),
     /// Strips used in turn, a chunk from each.
     #[allow(missing_docs)]
-    Interleaved { chunk_size: u64, strips: Vec<Extent> },
+    Interleaved {
+        chunk_size: u64,
+        strips: Vec<Extent>,
+    },
 }
 
 impl Map {
@@ -46,7 +49,12 @@ impl Map {
         }
         match raw {
             RawMap::Simple { nextents, extents } => check_simple(*nextents, extents, size),
-            RawMap::Interleaved { niext, nstrips, chunk_size, strips } => {
+            RawMap::Interleaved {
+                niext,
+                nstrips,
+                chunk_size,
+                strips,
+            } => {
                 if *niext != 1 {
                     return Err(Problem::Niext(*niext));
                 }
@@ -86,10 +94,17 @@ fn check_strips(chunk_size: u64, strips: &[Extent], size: u64) -> Result<Map, Pr
     for (strip, extent) in strips.iter().enumerate() {
         let needed = strip_bytes(size, chunk_size, strips.len() as u64, strip as u64);
         if extent.len < needed {
-            return Err(Problem::ShortStrip { strip, len: extent.len, needed });
+            return Err(Problem::ShortStrip {
+                strip,
+                len: extent.len,
+                needed,
+            });
         }
     }
-    Ok(Map::Interleaved { chunk_size, strips: strips.to_vec() })
+    Ok(Map::Interleaved {
+        chunk_size,
+        strips: strips.to_vec(),
+    })
 }
 
 /// Bytes that a file of `size` bytes reaches on strip `strip` of `nstrips`.
@@ -103,7 +118,9 @@ fn strip_bytes(size: u64, chunk_size: u64, nstrips: u64, strip: u64) -> u64 {
         None => 0,
     };
     let has_rest = full.checked_rem(nstrips) == Some(strip);
-    whole.saturating_mul(chunk_size).saturating_add(if has_rest { rest } else { 0 })
+    whole
+        .saturating_mul(chunk_size)
+        .saturating_add(if has_rest { rest } else { 0 })
 }
 
 #[cfg(test)]
@@ -114,16 +131,27 @@ mod tests {
 
     #[test]
     fn bytes_per_strip() {
-        let strips = |size, n| (0..n).map(|s| strip_bytes(size, 2 * MIB, n, s)).collect::<Vec<_>>();
+        let strips = |size, n| {
+            (0..n)
+                .map(|s| strip_bytes(size, 2 * MIB, n, s))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(strips(8 * MIB, 4), [2 * MIB, 2 * MIB, 2 * MIB, 2 * MIB]);
-        assert_eq!(strips(8 * MIB + 1, 4), [2 * MIB + 1, 2 * MIB, 2 * MIB, 2 * MIB]);
+        assert_eq!(
+            strips(8 * MIB + 1, 4),
+            [2 * MIB + 1, 2 * MIB, 2 * MIB, 2 * MIB]
+        );
         assert_eq!(strips(11 * MIB, 4), [4 * MIB, 3 * MIB, 2 * MIB, 2 * MIB]);
         assert_eq!(strips(1, 4), [1, 0, 0, 0]);
         assert_eq!(strips(0, 2), [0, 0]);
     }
 
     fn interleaved(chunk_size: u64, lens: &[u64]) -> RawMap {
-        let strip = |(i, &len): (usize, &u64)| Extent { devindex: 0, offset: i as u64 * 64 * MIB, len };
+        let strip = |(i, &len): (usize, &u64)| Extent {
+            devindex: 0,
+            offset: i as u64 * 64 * MIB,
+            len,
+        };
         RawMap::Interleaved {
             niext: 1,
             nstrips: lens.len() as u64,
@@ -137,23 +165,55 @@ mod tests {
         let size = 8 * MIB + 1;
         assert!(Map::check(&interleaved(2 * MIB, &[4 * MIB; 4]), size).is_ok());
         assert_eq!(
-            Map::check(&interleaved(2 * MIB, &[2 * MIB, 4 * MIB, 4 * MIB, 4 * MIB]), size),
-            Err(Problem::ShortStrip { strip: 0, len: 2 * MIB, needed: 2 * MIB + 1 })
+            Map::check(
+                &interleaved(2 * MIB, &[2 * MIB, 4 * MIB, 4 * MIB, 4 * MIB]),
+                size
+            ),
+            Err(Problem::ShortStrip {
+                strip: 0,
+                len: 2 * MIB,
+                needed: 2 * MIB + 1
+            })
         );
-        assert_eq!(Map::check(&interleaved(0, &[4 * MIB; 4]), size), Err(Problem::ChunkSize(0)));
-        assert_eq!(Map::check(&interleaved(MIB, &[4 * MIB; 4]), size), Err(Problem::ChunkSize(MIB)));
-        assert_eq!(Map::check(&interleaved(2 * MIB, &[]), size), Err(Problem::Nstrips(0)));
+        assert_eq!(
+            Map::check(&interleaved(0, &[4 * MIB; 4]), size),
+            Err(Problem::ChunkSize(0))
+        );
+        assert_eq!(
+            Map::check(&interleaved(MIB, &[4 * MIB; 4]), size),
+            Err(Problem::ChunkSize(MIB))
+        );
+        assert_eq!(
+            Map::check(&interleaved(2 * MIB, &[]), size),
+            Err(Problem::Nstrips(0))
+        );
     }
 
     #[test]
     fn counts_and_sizes() {
-        let extent = Extent { devindex: 0, offset: 16 * MIB, len: 2 * MIB };
-        let simple = |nextents| RawMap::Simple { nextents, extents: vec![extent] };
+        let extent = Extent {
+            devindex: 0,
+            offset: 16 * MIB,
+            len: 2 * MIB,
+        };
+        let simple = |nextents| RawMap::Simple {
+            nextents,
+            extents: vec![extent],
+        };
         assert!(Map::check(&simple(1), 2 * MIB).is_ok());
         assert_eq!(Map::check(&simple(0), 1), Err(Problem::Nextents(0)));
         assert_eq!(Map::check(&simple(17), 1), Err(Problem::Nextents(17)));
-        assert_eq!(Map::check(&simple(1), 2 * MIB + 1), Err(Problem::Short { mapped: 2 * MIB, size: 2 * MIB + 1 }));
-        assert_eq!(Map::check(&simple(1), u64::MAX), Err(Problem::Size(u64::MAX)));
+        assert_eq!(
+            Map::check(&simple(1), 2 * MIB + 1),
+            Err(Problem::Short {
+                mapped: 2 * MIB,
+                size: 2 * MIB + 1
+            })
+        );
+        assert_eq!(
+            Map::check(&simple(1), u64::MAX),
+            Err(Problem::Size(u64::MAX))
+        );
         assert_eq!(Map::check(&RawMap::Unknown(2), 1), Err(Problem::ExtType(2)));
     }
 }

@@ -50,7 +50,10 @@ pub(crate) fn check(path: &[u8]) -> Result<(), PathError> {
     if path.starts_with(b"/") {
         return Err(PathError::Absolute);
     }
-    if path.split(|&b| b == b'/').any(|c| c.is_empty() || c == b"." || c == b"..") {
+    if path
+        .split(|&b| b == b'/')
+        .any(|c| c.is_empty() || c == b"." || c == b"..")
+    {
         return Err(PathError::Component);
     }
     if path.split(|&b| b == b'/').next() == Some(b".meta") {
@@ -94,7 +97,16 @@ mod tests {
         assert_eq!(check_new(b""), Err(PathError::Empty));
         assert_eq!(check_new(b"/a"), Err(PathError::Absolute));
         assert_eq!(check_new(b"a\0b"), Err(PathError::Nul));
-        for bad in [&b".."[..], b"../a", b"a/..", b"a/../b", b"a//b", b"a/", b"./a", b"."] {
+        for bad in [
+            &b".."[..],
+            b"../a",
+            b"a/..",
+            b"a/../b",
+            b"a//b",
+            b"a/",
+            b"./a",
+            b".",
+        ] {
             assert_eq!(check_new(bad), Err(PathError::Component), "{bad:?}");
         }
         assert_eq!(check_new(b".meta/.log"), Err(PathError::Reserved));
@@ -105,7 +117,10 @@ mod tests {
     fn field_needs_a_nul() {
         assert_eq!(field_path(&path_bytes(b"abc")), Ok(&b"abc"[..]));
         assert_eq!(field_path(&[b'x'; 80]), Err(PathError::Unterminated));
-        assert_eq!(field_path(&path_bytes(&[b'x'; 90])).map(<[u8]>::len), Ok(79));
+        assert_eq!(
+            field_path(&path_bytes(&[b'x'; 90])).map(<[u8]>::len),
+            Ok(79)
+        );
         assert!(tail_is_zero(&path_bytes(b"abc")));
         assert!(!tail_is_zero(b"abc\0x"));
     }

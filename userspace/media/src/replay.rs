@@ -140,7 +140,10 @@ impl Replay {
         entries: &'a [u8],
     ) -> Result<impl Iterator<Item = (u64, &'a [u8])>, LogError> {
         if header.next_index < self.next {
-            return Err(LogError::Shrunk { known: self.next, found: header.next_index });
+            return Err(LogError::Shrunk {
+                known: self.next,
+                found: header.next_index,
+            });
         }
         let missing = std::iter::repeat(&[][..]);
         Ok((self.next..header.next_index).zip(entries.chunks_exact(ENTRY_BYTES).chain(missing)))
@@ -168,7 +171,11 @@ impl Replay {
             let text = path::field_path(field).unwrap_or(field);
             String::from_utf8_lossy(text).into_owned()
         });
-        self.findings.push(Finding { index, path, problem });
+        self.findings.push(Finding {
+            index,
+            path,
+            problem,
+        });
     }
 
     fn apply_file(&mut self, index: u64, file: &FileEntry) -> Result<(), Problem> {
@@ -186,7 +193,10 @@ impl Replay {
             mode: file.mode & 0o7777,
             uid: file.uid,
             gid: file.gid,
-            kind: Kind::File { size: file.size, map },
+            kind: Kind::File {
+                size: file.size,
+                map,
+            },
         };
         self.tree.insert(path, node)?;
         let totals = &mut self.totals;
@@ -218,7 +228,11 @@ impl Replay {
         if dev.index == 0 || dev.index > MAX_DEVINDEX || known {
             return Err(Problem::DevIndex(dev.index));
         }
-        self.daxdevs.push(Daxdev { index: dev.index, size: dev.size, uuid: dev.uuid });
+        self.daxdevs.push(Daxdev {
+            index: dev.index,
+            size: dev.size,
+            uuid: dev.uuid,
+        });
         self.space.add(dev.index, dev.size);
         Ok(())
     }

@@ -28,7 +28,11 @@ pub(crate) struct DeviceSpace {
 impl DeviceSpace {
     fn new(size: u64, reserved: u64) -> Self {
         let mut used = AuSet::default();
-        let device = Self { size, reserved, used: AuSet::default() };
+        let device = Self {
+            size,
+            reserved,
+            used: AuSet::default(),
+        };
         used.insert(0..reserved.div_ceil(ALLOC_UNIT).min(device.units()));
         Self { used, ..device }
     }
@@ -51,13 +55,22 @@ impl DeviceSpace {
         }
         match offset.checked_add(len) {
             Some(end) if end <= self.size => Ok(()),
-            _ => Err(Problem::PastDevice { extent, offset, len, size: self.size }),
+            _ => Err(Problem::PastDevice {
+                extent,
+                offset,
+                len,
+                size: self.size,
+            }),
         }
     }
 
     /// Units that `e` touches, as far as the device has them.
     fn touched(&self, e: &Extent) -> Range<u64> {
-        let end = e.offset.saturating_add(e.len).div_ceil(ALLOC_UNIT).min(self.units());
+        let end = e
+            .offset
+            .saturating_add(e.len)
+            .div_ceil(ALLOC_UNIT)
+            .min(self.units());
         e.offset / ALLOC_UNIT..end
     }
 }
@@ -66,12 +79,15 @@ impl Space {
     /// Space of a file system on one daxdev of `size` bytes, whose data begins
     /// at `data_start`.
     pub fn new(size: u64, data_start: u64) -> Self {
-        Self { devices: BTreeMap::from([(0, DeviceSpace::new(size, data_start))]) }
+        Self {
+            devices: BTreeMap::from([(0, DeviceSpace::new(size, data_start))]),
+        }
     }
 
     /// Add a daxdev that has a superblock and no log.
     pub fn add(&mut self, index: u32, size: u64) {
-        self.devices.insert(index, DeviceSpace::new(size, SUPERBLOCK_LEN));
+        self.devices
+            .insert(index, DeviceSpace::new(size, SUPERBLOCK_LEN));
     }
 
     /// Indices of the daxdevs, in order.
@@ -81,12 +97,16 @@ impl Space {
 
     /// Whole units of all daxdevs.
     pub fn units(&self) -> u64 {
-        self.devices.values().fold(0, |sum, d| sum.saturating_add(d.units()))
+        self.devices
+            .values()
+            .fold(0, |sum, d| sum.saturating_add(d.units()))
     }
 
     /// Units in use, superblocks and log included.
     pub fn used(&self) -> u64 {
-        self.devices.values().fold(0, |sum, d| sum.saturating_add(d.used.len()))
+        self.devices
+            .values()
+            .fold(0, |sum, d| sum.saturating_add(d.used.len()))
     }
 
     /// Units and units in use of daxdev `index`.
@@ -99,7 +119,10 @@ impl Space {
     pub(crate) fn check(&self, map: &Map) -> Result<(), Problem> {
         for (extent, e) in map.extents().iter().enumerate() {
             let device = self.find(e.devindex);
-            let missing = Problem::Device { extent, devindex: e.devindex };
+            let missing = Problem::Device {
+                extent,
+                devindex: e.devindex,
+            };
             device.ok_or(missing)?.check(extent, e)?;
         }
         Ok(())
@@ -120,7 +143,11 @@ impl Space {
             let units = device.used.insert(device.touched(e));
             collisions = collisions.saturating_add(units);
             if units > 0 && result.is_ok() {
-                result = Err(Problem::Overlap { extent, offset: e.offset, units });
+                result = Err(Problem::Overlap {
+                    extent,
+                    offset: e.offset,
+                    units,
+                });
             }
         }
         (collisions, result)

@@ -108,7 +108,10 @@ impl Superblock {
 
     /// Stored and computed CRC of `buf`.
     pub fn crcs(buf: &[u8]) -> (u64, u64) {
-        (get_u64(buf, Self::CRC_AT), buf.get(..Self::CRC_AT).map_or(0, crc))
+        (
+            get_u64(buf, Self::CRC_AT),
+            buf.get(..Self::CRC_AT).map_or(0, crc),
+        )
     }
 
     /// A valid superblock from the first bytes of a device.
@@ -159,7 +162,11 @@ impl Superblock {
         put_u32(&mut buf, 104, self.flags);
         put_u64(&mut buf, 112, self.dax.size);
         put(&mut buf, 120, self.dax.uuid.as_bytes());
-        let name = self.dax.name.get(..Self::NAME_BYTES).unwrap_or(&self.dax.name);
+        let name = self
+            .dax
+            .name
+            .get(..Self::NAME_BYTES)
+            .unwrap_or(&self.dax.name);
         put(&mut buf, 136, name);
         buf
     }

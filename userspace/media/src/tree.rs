@@ -44,7 +44,14 @@ pub struct Tree {
 impl Default for Tree {
     fn default() -> Self {
         let kind = Kind::Dir(BTreeMap::new());
-        let root = Node { index: None, parent: Self::ROOT, mode: 0o755, uid: 0, gid: 0, kind };
+        let root = Node {
+            index: None,
+            parent: Self::ROOT,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            kind,
+        };
         Self { nodes: vec![root] }
     }
 }
@@ -128,7 +135,11 @@ impl Tree {
         // A log has room for fewer entries than ids: 16 Mi per 8 GiB.
         let id = NodeId(u32::try_from(self.nodes.len()).map_err(|_| Problem::NoParent)?);
         node.parent = parent;
-        match self.nodes.get_mut(parent.0 as usize).map(|node| &mut node.kind) {
+        match self
+            .nodes
+            .get_mut(parent.0 as usize)
+            .map(|node| &mut node.kind)
+        {
             Some(Kind::Dir(children)) => children.insert(name.into(), id),
             _ => return Err(Problem::NoParent),
         };

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The mounts of this process, from /proc/self/mountinfo.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+/// A mount as /proc/self/mountinfo has it.
+pub struct Mount {
+    /// As statx(2) gives it for a path.
+    pub id: u64,
+    /// Which part of the file system is mounted.
+    pub root: Vec<u8>,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Type of the file system.
+    pub fstype: Vec<u8>,
+    /// What is mounted.
+    pub source: PathBuf,
+}
+
+/// All mounts, earlier ones first.
+pub fn mounts() -> anyhow::Result<Vec<Mount>> {
+    let text = fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    Ok(text
+        .split(|&b| b == b'\n')
+        .filter_map(parse_mount)
+        .collect())
+}
+
+/// One line of mountinfo: `ID PARENT DEV ROOT POINT OPTIONS [TAG...] - TYPE SOURCE OPTIONS`.
+fn parse_mount(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&b| b == b' ');
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let root = unescape(fields.nth(2)?);
+    let point = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let fstype = rest.next()?.to_vec();
+    let source = PathBuf::from(OsString::from_vec(unescape(rest.next()?)));
+    Some(Mount {
+        id,
+        root,
+        point,
+        fstype,
+        source,
+    })
+}
+
+/// Undo the kernel's `\ooo` for blanks, newlines and backslashes.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut parts = field.split(|&b| b == b'\\');
+    let mut out = parts.next().unwrap_or_default().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at(part.len().min(3));
+        let code = std::str::from_utf8(digits)
+            .ok()
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.extend(code);
+        out.extend_from_slice(rest);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn mountinfo_lines() {
+        let line = b"36 25 0:31 / /mnt/my\\040mem rw,nosuid shared:1 master:2 - fuse.famfs /dev/dax0.0 rw,user_id=0";
+        let mount = parse_mount(line).unwrap();
+        assert_eq!(
+            (mount.id, &mount.root[..], mount.point.as_path()),
+            (36, &b"/"[..], Path::new("/mnt/my mem"))
+        );
+        assert_eq!(
+            (&mount.fstype[..], mount.source.as_path()),
+            (&b"fuse.famfs"[..], Path::new("/dev/dax0.0"))
+        );
+        assert!(parse_mount(b"36 25 0:31 / /mnt rw").is_none());
+        assert!(parse_mount(b"").is_none());
+    }
+}
