@@ -80,8 +80,10 @@ pub fn serve(args: &Args) -> anyhow::Result<()> {
         let _ = rustix::process::setsid();
         rustix::process::chdir("/")?;
         let ready = |summary: &Summary| {
-            print!("{READY}{}", describe(summary, &devices, &args.mountpoint));
-            io::stdout().flush()?;
+            tell(&format!(
+                "{READY}{}",
+                describe(summary, &devices, &args.mountpoint)
+            ))?;
             // The end of the output tells the parent that the server stands on its own now.
             let null = OpenOptions::new().write(true).open("/dev/null")?;
             Ok(rustix::stdio::dup2_stdout(null)?)
@@ -89,9 +91,16 @@ pub fn serve(args: &Args) -> anyhow::Result<()> {
         server::run(&devices, &args.mountpoint, ready)
     });
     if let Err(error) = &served {
-        print!("{error:#}");
+        tell(&format!("{error:#}"))?;
     }
     served
+}
+
+/// Writes what [`await_ready`] reads.
+fn tell(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 fn find_devices(args: &Args) -> anyhow::Result<Vec<DaxDevice>> {

@@ -44,8 +44,8 @@ pub fn map_file(file: &File, len: usize, writable: bool) -> io::Result<Region> {
 /// and out, never borrowed, and every access is volatile. A copy can therefore be torn; what it says must be checked
 /// (checksums of docs/abi.md section 2).
 ///
-/// Touching memory that the hardware reports as poisoned, or that is gone, raises SIGBUS: the process ends there
-/// and says so (`report_sigbus`). The content of the memory is never made up.
+/// Touching memory that the hardware reports as poisoned, or that is gone, ends the process with SIGBUS; nothing is
+/// ever made up in its place. Whoever started the process can tell by the signal, as `famfs mount` does.
 #[derive(Debug)]
 pub struct Region {
     map: MmapRaw,

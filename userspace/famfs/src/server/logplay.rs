@@ -18,10 +18,6 @@ use super::ops::Server;
 use crate::exit::{code, fail, Exit};
 use crate::log;
 
-/// Setting this attribute of the root to a decimal number has the log replayed up to that index at least. The answer
-/// comes when the new files are there.
-pub const LOGPLAY_XATTR: &[u8] = b"user.famfs.logplay";
-
 /// Opens a file of `.meta` below `root` and maps its first `len` bytes. The file itself is closed again: while it
 /// lives, the mapping alone pins the mount.
 pub fn map_meta(root: BorrowedFd<'_>, name: &str, len: u64, writable: bool) -> io::Result<Region> {

@@ -38,6 +38,10 @@ use ops::Server;
 use session::Session;
 use stats::Socket;
 
+/// Setting this attribute of the root to a decimal number has the log replayed up to that index at least. The answer
+/// comes when the new files are there.
+pub const LOGPLAY_XATTR: &str = "user.famfs.logplay";
+
 /// What there is to say of a mount when it is ready.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
@@ -77,7 +81,10 @@ pub fn run(
     session
         .attach(mountpoint)
         .with_context(|| format!("mounting on {}", mountpoint.display()))?;
-    ready(&summary)?;
+    if let Err(error) = ready(&summary) {
+        // The mount is there all the same, and who waited for it is not.
+        tracing::warn!("nobody was told that the mount is ready: {error:#}");
+    }
     session.wait();
     tracing::info!("{} is unmounted", mountpoint.display());
     Ok(())

@@ -18,17 +18,19 @@ use famfs_media::ALLOC_UNIT;
 use rustix::fs::OFlags;
 
 use super::fmap_reply;
-use super::logplay::{Logplay, LOGPLAY_XATTR};
+use super::logplay::Logplay;
 use super::namespace::Namespace;
 use super::stats::Counters;
+use super::LOGPLAY_XATTR;
 
 /// How long the kernel may keep names and attributes, in seconds: a year, for nothing but the kernel itself changes
 /// them. Names that do not exist are not kept, so that new files appear at once.
 const TIMEOUT: u64 = 365 * 24 * 60 * 60;
 /// Largest file name, from the 79 bytes that a path may have in the log.
 const NAME_MAX: u32 = 79;
+/// Where a mode has the type that a directory entry shows.
+const DT_SHIFT: u32 = 12;
 const DT_DIR: u32 = 4;
-const DT_REG: u32 = 8;
 
 /// State that all threads of a mount share.
 #[derive(Debug)]
@@ -99,7 +101,7 @@ impl Server {
         let header = &request.header;
         let answer = match request.operation {
             Operation::Forget | Operation::Interrupt => return None,
-            Operation::SetXattr { name, value } if name == LOGPLAY_XATTR => {
+            Operation::SetXattr { name, value } if name == LOGPLAY_XATTR.as_bytes() => {
                 match self.logplay(channel, header, value) {
                     Ok(()) => return None,
                     Err(errno) => Err(errno),
@@ -174,7 +176,7 @@ impl Server {
         }
         for entry in namespace.entries(nodeid, request.offset.saturating_sub(2))? {
             let out = entry_out(&namespace, entry.nodeid)?;
-            let kind = if out.attr.nlink > 1 { DT_DIR } else { DT_REG };
+            let kind = out.attr.mode >> DT_SHIFT;
             let cookie = entry.nodeid.saturating_add(2);
             if !directory.push(plus.then_some(&out), entry.nodeid, cookie, kind, entry.name) {
                 // An empty reply would be the end of the directory.
