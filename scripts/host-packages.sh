@@ -146,6 +146,9 @@ usable_path() {
 case ${1:-} in
 "") main ;;
 path) usable_path ;;
-tools) [ -x "$TOOLS/bin/cargo-make" ] || cargo_tool cargo-make "$CARGO_MAKE_VERSION" ;;
+tools)
+	[ -x "$TOOLS/bin/cargo-make" ] || cargo_tool cargo-make "$CARGO_MAKE_VERSION"
+	say "for the tasks of Makefile.toml: PATH=$TOOLS/bin:\$PATH cargo make check"
+	;;
 *) die "usage: host-packages.sh [path|tools]" ;;
 esac
