@@ -254,6 +254,27 @@ summing() {
 		counts "0 0 0" 'nothing\n'
 }
 
+# A tier that dies, or that runs nothing, must show in the closing line.
+closing_line() {
+	fresh
+	printf '#!/bin/sh\necho "ok 1 - p"\n' >"$REPO/scripts/test-pipeline.sh"
+	fake make 'case "$*" in
+		*lint) echo "ok 1 - l"; echo "ok 2 - s # SKIP x" ;;
+		*test-host) echo "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured" ;;
+		*test-vm) [ ! -e dies ] || exit 3; [ -e empty ] || echo "7 passed, 0 failed" ;;
+		*) [ ! -e unbuilt ] ;;
+	esac'
+	is "$(run scripts/test.sh | tail -n 1)" "14 passed, 0 failed, 1 skipped" || return 1
+	local fault
+	for fault in dies empty; do
+		touch "$REPO/$fault"
+		! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "7 passed, 1 failed, 1 skipped" || return 1
+		rm "$REPO/$fault"
+	done
+	touch "$REPO/unbuilt"
+	! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "0 passed, 1 failed"
+}
+
 item "archive out of reach" unreachable_archive
 item "series no longer in the archive" series_gone
 item "apt without a Debian archive" no_archive
@@ -275,5 +296,6 @@ item "broken build is not taken for a good one" partial_build
 item "changed patch, changed source" changes_rebuild
 item "two makes at once build once" two_at_once
 item "make where is final before building" where_is_final
-item "closing line sums up" summing
+item "every runner's results are counted" summing
+item "a tier that dies or runs nothing fails the whole" closing_line
 finish
