@@ -205,6 +205,7 @@ mod tests {
         setup.dax[1].kill();
         assert_eq!((setup.health(0), setup.health(1)), ("ok", "removed"));
         assert!(!setup.dax[1].is_held());
+        assert!(is_suspect(&setup.both) && is_suspect(&setup.second));
         assert_eq!(read(&setup.second, 0), Err(ENXIO));
         assert_eq!(setup.second.write(0, &[1]), Err(ENXIO));
         assert_eq!(read(&setup.both, 2 * MIB), Err(ENXIO));

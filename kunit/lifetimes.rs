@@ -2,6 +2,8 @@
 
 //! Who keeps what: maps, devices, mounts, inodes; and what a map that is kept can do.
 
+use core::ops::Range;
+
 use kernel::{
     prelude::*,
     sync::{
@@ -28,7 +30,11 @@ use crate::{
         simple,
         MIB, //
     },
-    sys::rmap::Cursor,
+    provider::Famfs,
+    sys::rmap::{
+        Cursor,
+        Rmap, //
+    },
     tail::{
         Head,
         TailBox, //
@@ -75,15 +81,15 @@ impl Setup {
         self.conn.mount().get(0).ok_or(ENOENT)
     }
 
-    /// Number of files that have memory on the device.
+    /// Number of files that the device's reverse map has, whether or not they have a map.
     fn files(&self) -> Result<usize> {
-        let mut n = 0;
-        self.daxdev()?
-            .state()
-            .rmap()
-            .for_each(0..u64::MAX, |_, _| n += 1);
-        Ok(n)
+        Ok(files_in(self.daxdev()?.state().rmap(), 0..u64::MAX))
     }
+}
+
+fn files_in(rmap: &Rmap<Famfs>, range: Range<u64>) -> usize {
+    let mut cursor = Cursor::default();
+    core::iter::from_fn(|| rmap.next(range.clone(), &mut cursor)).count()
 }
 
 #[kunit_tests(famfs_lifetimes)]
@@ -213,10 +219,7 @@ mod tests {
         let daxdev = setup.daxdev()?;
         let rmap = daxdev.state().rmap();
         let users = files[0].users();
-        let count = |range: core::ops::Range<u64>| {
-            let mut cursor = Cursor::default();
-            core::iter::from_fn(move || rmap.next(range.clone(), &mut cursor)).count()
-        };
+        let count = |range| files_in(rmap, range);
         assert_eq!(count(0..u64::MAX), 4);
         assert_eq!(count(4 * MIB..8 * MIB), 2);
         assert_eq!(count(6 * MIB..8 * MIB), 0);

@@ -142,14 +142,16 @@ mod tests {
             (0, 64 * MIB, 8 * MIB),
             (1, 64 * MIB, 8 * MIB),
         ];
+        // The first one ends within a chunk.
         let iexts = [
-            (2 << 20, 6 * MIB, &strips[..2]),
+            (4 << 20, 6 * MIB, &strips[..2]),
             (4 << 20, 9 * MIB, &strips[2..]),
         ];
         let map = Built::new(&interleaved(14 * MIB, &iexts)?)?;
         assert!(ends_at(&map, "striped", 14 * MIB));
-        assert!(leads(&map, 2 * MIB, 1, 0, 2 * MIB));
-        assert!(leads(&map, 4 * MIB, 0, 2 * MIB, 2 * MIB));
+        assert!(leads(&map, 0, 0, 0, 4 * MIB));
+        assert!(leads(&map, 4 * MIB, 1, 0, 2 * MIB));
+        assert!(leads(&map, 6 * MIB - 1, 1, 2 * MIB - 1, 1));
         assert!(leads(&map, 6 * MIB, 0, 64 * MIB, 4 * MIB));
         assert!(leads(&map, 10 * MIB, 1, 64 * MIB, 4 * MIB));
         assert!(is_seamless(&map));
@@ -172,6 +174,17 @@ mod tests {
         assert_eq!(map.file_ranges(1, 6 * MIB..u64::MAX).next(), None);
         assert_eq!(map.file_ranges(2, 0..u64::MAX).next(), None);
         assert_eq!(map.file_ranges(0, MIB..MIB).next(), None);
+
+        // Two extents that touch are one range.
+        let extents = [
+            (0, 0, 2 * MIB),
+            (0, 2 * MIB, 4 * MIB),
+            (0, 8 * MIB, 2 * MIB),
+        ];
+        let map = Built::new(&simple(8 * MIB, &extents)?)?;
+        let mut hits = map.file_ranges(0, MIB..16 * MIB);
+        assert_eq!(hits.next(), Some(MIB..8 * MIB));
+        assert_eq!(hits.next(), None);
         Ok(())
     }
 
