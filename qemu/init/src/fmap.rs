@@ -67,6 +67,13 @@ impl Fmap {
 
     /// The GET_FMAP reply.
     pub fn message(&self) -> Vec<u8> {
+        let mut message = self.unsized_message();
+        let size = (message.len() as u32).to_le_bytes();
+        message[12..16].copy_from_slice(&size);
+        message
+    }
+
+    fn unsized_message(&self) -> Vec<u8> {
         match &self.layout {
             Layout::Simple(extents) => {
                 let header = header(SIMPLE, extents.len() as u32, self.size);
@@ -119,7 +126,7 @@ impl Fmap {
     }
 }
 
-/// file_type 0, version 1, reserved fields zero.
+/// file_type 0, version 1, reserved fields and the size of the message zero.
 pub fn header(ext_type: u32, nextents: u32, size: u64) -> Bytes {
     Bytes::default()
         .u16(0)

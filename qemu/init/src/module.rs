@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kernel modules: load, unload, is it there.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::path::Path;
 
@@ -14,9 +14,14 @@ pub const FAMFS_KUNIT: &str = "/lib/famfs/famfs_kunit.ko";
 
 /// The inner result is finit_module's own answer.
 pub fn insmod(path: &str) -> Result<Result<(), Errno>> {
+    insmod_with(path, c"")
+}
+
+/// With parameters as on insmod's command line.
+pub fn insmod_with(path: &str, parameters: &CStr) -> Result<Result<(), Errno>> {
     let file = File::open(path)
         .with_context(|| format!("{path} (not in the image: give its path to the harness)"))?;
-    Ok(finit_module(&file, c"", 0))
+    Ok(finit_module(&file, parameters, 0))
 }
 
 pub fn rmmod(name: &str) -> Result<(), Errno> {

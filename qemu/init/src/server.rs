@@ -305,7 +305,14 @@ fn answer(serve: &Serve, request: &Request) -> Option<(i32, Vec<u8>)> {
         wire::RELEASE | wire::DESTROY => found(Vec::new()),
         wire::STATFS => found(vec![0; 80]),
         wire::CREATE => failed(libc::ENOTSUP),
-        wire::GET_FMAP => deliver(file.map(|file| &file.fmap), libc::ENOENT),
+        wire::GET_FMAP => {
+            let (errno, mut body) = deliver(file.map(|file| &file.fmap), libc::ENOENT)?;
+            // What does not fit is announced by the header alone, which holds the size of it all.
+            if body.len() > wire::fmap_room(request.body) {
+                body.truncate(wire::FMAP_HEADER);
+            }
+            Some((errno, body))
+        }
         wire::GET_DAXDEV => deliver(serve.devices.get(&request.nodeid), libc::ENODEV),
         _ => failed(libc::ENOSYS),
     }

@@ -163,6 +163,15 @@ impl Connection {
     }
 }
 
+/// Where the module shows the state of this mount.
+pub fn debugfs_file(mountpoint: &str) -> Result<String> {
+    let dev = fs::metadata(mountpoint)
+        .with_context(|| mountpoint.to_owned())?
+        .dev();
+    let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
+    Ok(format!("/sys/kernel/debug/famfs/{major}:{minor}"))
+}
+
 /// Replaces this process with the program in `args`, which then can't have CAP_SYS_RAWIO.
 pub fn exec_without_rawio(mut args: impl Iterator<Item = String>) -> ExitCode {
     let error = match drop_rawio() {

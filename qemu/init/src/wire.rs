@@ -125,6 +125,14 @@ pub fn dax_fmap_bit(body: &[u8]) -> u64 {
     }
 }
 
+/// Bytes of an fmap's header.
+pub const FMAP_HEADER: usize = 32;
+
+/// How large a GET_FMAP reply may be: as large as the request says, or a page where it says nothing.
+pub fn fmap_room(body: &[u8]) -> usize {
+    u32_at(body, 0).map_or(4096, |size| size as usize)
+}
+
 /// Answers INIT: what a small server needs, file maps if `fmap` and offered, O_TRUNC in OPEN if `atomic_trunc`.
 pub fn init_out(body: &[u8], fmap: bool, atomic_trunc: bool) -> Vec<u8> {
     let mut wanted = FUSE_INIT_EXT | FUSE_PARALLEL_DIROPS;

@@ -9,9 +9,10 @@ use anyhow::{bail, Context, Result};
 use rustix::pipe::{pipe, splice, SpliceFlags};
 
 use super::fixture::{ensure_eq, first_difference, pattern, ready, Ready};
+use super::kinds::kinds;
 use super::Test;
 use crate::channel::Channel;
-use crate::fmap::{extent, Fmap, Interleaved, Layout, AU};
+use crate::fmap::{Fmap, AU};
 use crate::runner::Guest;
 use crate::server::{ServedFile, TestFs};
 use crate::sys::{Kind, Mapping};
@@ -33,7 +34,6 @@ pub const TESTS: &[(&str, Test)] = &[
 ];
 
 const NAME: &str = "file";
-const ODD: u64 = 4219;
 
 /// A path of the file and a stretch of it.
 struct Span<'a> {
@@ -44,100 +44,6 @@ struct Span<'a> {
 
 type ReadBy = fn(&Span) -> Result<Vec<u8>>;
 type WriteBy = fn(&Span, &[u8]) -> Result<()>;
-
-/// One fmap of each kind, and what to call it. Offsets are out of order on purpose.
-fn kinds(devices: usize) -> Vec<(&'static str, Fmap)> {
-    let chunk = AU as u32;
-    let mut kinds = vec![
-        (
-            "one extent",
-            Fmap::simple(2 * AU - ODD, &[extent(0, 16 * AU, 2 * AU)]),
-        ),
-        (
-            "extents of mixed length",
-            Fmap::simple(
-                5 * AU - ODD,
-                &[
-                    extent(0, 24 * AU, AU),
-                    extent(0, 18 * AU, 3 * AU),
-                    extent(0, 16 * AU, AU),
-                ],
-            ),
-        ),
-        (
-            "extents of one length",
-            Fmap::simple(
-                4 * AU,
-                &[
-                    extent(0, 22 * AU, AU),
-                    extent(0, 16 * AU, AU),
-                    extent(0, 20 * AU, AU),
-                    extent(0, 18 * AU, AU),
-                ],
-            ),
-        ),
-        (
-            "interleaved",
-            Fmap::interleaved(
-                5 * AU - ODD,
-                chunk,
-                &[
-                    extent(0, 24 * AU, 2 * AU),
-                    extent(0, 16 * AU, 2 * AU),
-                    extent(0, 20 * AU, AU),
-                ],
-            ),
-        ),
-        (
-            "interleaved, chunks of 4 MiB",
-            Fmap::interleaved(
-                6 * AU - ODD,
-                2 * chunk,
-                &[extent(0, 24 * AU, 4 * AU), extent(0, 16 * AU, 2 * AU)],
-            ),
-        ),
-        ("two interleaved extents", two_interleaved()),
-    ];
-    if devices > 1 {
-        kinds.push((
-            "extents on two daxdevs",
-            Fmap::simple(
-                3 * AU - ODD,
-                &[
-                    extent(1, 16 * AU, AU),
-                    extent(0, 20 * AU, AU),
-                    extent(1, 18 * AU, AU),
-                ],
-            ),
-        ));
-        kinds.push((
-            "interleaved over two daxdevs",
-            Fmap::interleaved(
-                5 * AU - ODD,
-                chunk,
-                &[extent(1, 20 * AU, 3 * AU), extent(0, 16 * AU, 2 * AU)],
-            ),
-        ));
-    }
-    kinds
-}
-
-fn two_interleaved() -> Fmap {
-    let first = Interleaved {
-        chunk: AU as u32,
-        nbytes: 2 * AU,
-        strips: vec![extent(0, 24 * AU, AU), extent(0, 16 * AU, AU)],
-    };
-    let second = Interleaved {
-        chunk: AU as u32,
-        nbytes: 2 * AU - ODD,
-        strips: vec![extent(0, 20 * AU, AU), extent(0, 18 * AU, AU)],
-    };
-    Fmap {
-        size: 4 * AU - ODD,
-        layout: Layout::Interleaved(vec![first, second]),
-    }
-}
 
 /// The stretches of a file that are compared: the surroundings of every place where its map may change, more of them
 /// where an access is not emulated.

@@ -1,21 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A hardware memory error under a mount: it hurts whoever uses that device, and nobody else.
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, one_extent, ready};
 use super::Test;
 use crate::channel::Channel;
+use crate::dax::Driver;
 use crate::fmap::{extent, Fmap, AU};
+use crate::module;
 use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::server::{ServedFile, TestFs};
 use crate::sys::Kind;
+use crate::tool::debugfs_file;
 
-pub const TESTS: &[(&str, Test)] = &[("poison_fails_the_device", poison_fails_the_device)];
+pub const TESTS: &[(&str, Test)] = &[
+    ("poison_fails_the_device", poison_fails_the_device),
+    ("poison_fails_the_range", poison_fails_the_range),
+    ("removal_takes_the_mappings", removal_takes_the_mappings),
+];
 
 const EHWPOISON: i32 = libc::EHWPOISON;
+const PAGE: u64 = 4096;
 
 /// Three files: one is poisoned, one shares its device, one is on another device.
 fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> {
@@ -102,6 +110,103 @@ fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> 
         Reply::Value(0),
         "store to a file on the other device"
     );
+    let shown = std::fs::read_to_string(debugfs_file(&fs.path("."))?)?;
+    let states: Vec<_> = shown
+        .lines()
+        .filter(|line| line.starts_with("daxdev "))
+        .collect();
+    ensure!(
+        states[0].ends_with("state=failed") && states[1].ends_with("state=ok"),
+        "debugfs shows {states:?}"
+    );
     drop((poisoner, other_user, neighbour, stranger, late));
     fs.umount().context("umount after the error")
+}
+
+/// With the policy `range`, only the poisoned page is lost, and a read ends before it.
+fn poison_fails_the_range(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    if module::is_loaded("famfs") {
+        module::rmmod("famfs").context("rmmod famfs")?;
+    }
+    module::insmod_with(module::FAMFS, c"failure_range=1")?
+        .context("insmod famfs.ko failure_range=1")?;
+    let ready = ready(guest)?;
+    ready.raw(1)?;
+    let fmap = Fmap::simple(2 * AU, &[extent(1, 24 * AU, 2 * AU)]);
+    ready.fill(&fmap)?;
+    let mut fs = TestFs::mount(ready.serve(vec![ServedFile::new("file", &fmap)]))?;
+    let at = AU + 5 * PAGE;
+    let mut poisoner = Probe::start()?;
+    let address = expect_value(poisoner.map(&fs.path("file"), 2 * AU, Kind::SharedWrite)?)?;
+    expect_value(poisoner.get(at)?)?;
+    let hit = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + at) as usize);
+    ensure_eq!(poisoner.poison(at)?, hit, "the process that met the error");
+
+    let mut probe = Probe::start()?;
+    let address = expect_value(probe.map(&fs.path("file"), 2 * AU, Kind::SharedWrite)?)?;
+    ensure_eq!(
+        probe.pread(AU, AU)?,
+        Reply::Value(5 * PAGE),
+        "pread up to the poison"
+    );
+    ensure_eq!(
+        probe.pread(at, PAGE)?,
+        Reply::Errno(EHWPOISON),
+        "pread of the poisoned page"
+    );
+    ensure_eq!(
+        probe.pread(at + PAGE, AU)?,
+        Reply::Value(AU - 6 * PAGE),
+        "pread behind the poison"
+    );
+    ensure_eq!(
+        probe.pwrite(at - 64, 128)?,
+        Reply::Value(64),
+        "pwrite into the poison"
+    );
+    for good in [0, at - 1, at + PAGE, 2 * AU - 1] {
+        ensure!(
+            matches!(probe.get(good)?, Reply::Value(_)),
+            "the byte at {good:#x} is lost as well"
+        );
+    }
+    let lost = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + at + 9) as usize);
+    ensure_eq!(probe.get(at + 9)?, lost, "a fault on the poisoned page");
+    drop((poisoner, probe));
+    fs.umount().context("umount after the error")?;
+    module::rmmod("famfs").context("rmmod famfs")
+}
+
+/// A device that is unbound under a mount leaves no mapping behind, and every access to it fails.
+fn removal_takes_the_mappings(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let ready = ready(guest)?;
+    ready.raw(1)?;
+    let fmap = Fmap::simple(2 * AU, &[extent(1, 24 * AU, 2 * AU)]);
+    ready.fill(&fmap)?;
+    let mut fs = TestFs::mount(ready.serve(vec![ServedFile::new("file", &fmap)]))?;
+    let mut probe = Probe::start()?;
+    let address = expect_value(probe.map(&fs.path("file"), 2 * AU, Kind::SharedWrite)?)?;
+    expect_value(probe.get(7)?)?;
+    guest.devices[1]
+        .bind(Driver::Devdax)
+        .context("to devdax mode under a mount")?;
+    ensure_eq!(
+        probe.pread(0, 64)?,
+        Reply::Errno(libc::ENXIO),
+        "pread after the removal"
+    );
+    ensure_eq!(
+        probe.pwrite(0, 64)?,
+        Reply::Errno(libc::ENXIO),
+        "pwrite after the removal"
+    );
+    let gone = Reply::Sigbus(libc::BUS_ADRERR, (address + 7) as usize);
+    ensure_eq!(
+        probe.get(7)?,
+        gone,
+        "a page that was mapped before the removal"
+    );
+    drop(probe);
+    fs.umount().context("umount after the removal")?;
+    guest.devices[1].bind(Driver::Fsdev)
 }

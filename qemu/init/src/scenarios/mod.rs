@@ -13,6 +13,7 @@ mod contents;
 mod failure;
 mod faults;
 mod fixture;
+mod kinds;
 mod lifetime;
 mod modules;
 mod protocol;

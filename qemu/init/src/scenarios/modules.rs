@@ -18,6 +18,7 @@ use crate::server::{Serve, TestFs};
 
 pub const MODULE: &[(&str, Test)] = &[
     ("offer_follows_the_module", offer_follows_the_module),
+    ("bad_parameter_is_refused", bad_parameter_is_refused),
     ("no_tests_in_famfs_ko", no_tests_in_famfs_ko),
 ];
 pub const KUNIT: &[(&str, Test)] = &[("suites", suites)];
@@ -40,6 +41,21 @@ fn offer_follows_the_module(_guest: &Guest, _channel: &mut Channel) -> Result<()
     ensure_eq!(module::insmod(FAMFS)?, Err(Errno::EXIST), "a second insmod");
     module::rmmod("famfs").context("rmmod famfs")?;
     ensure!(!offered()?, "FUSE_DAX_FMAP was offered after rmmod");
+    Ok(())
+}
+
+fn bad_parameter_is_refused(_guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    for parameters in [c"failure_range=2", c"failure_range=x"] {
+        ensure_eq!(
+            module::insmod_with(FAMFS, parameters)?,
+            Err(Errno::INVAL),
+            "insmod famfs.ko {parameters:?}"
+        );
+    }
+    ensure!(
+        !module::is_loaded("famfs"),
+        "the module is loaded all the same"
+    );
     Ok(())
 }
 

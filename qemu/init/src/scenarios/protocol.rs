@@ -4,10 +4,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
+use std::sync::Barrier;
 
 use anyhow::{ensure, Context, Result};
 
-use super::fixture::{ensure_eq, one_extent, ready};
+use super::fixture::{ensure_eq, one_extent, pattern, ready};
 use super::Test;
 use crate::channel::Channel;
 use crate::fmap::{extent, Fmap, AU};
@@ -15,6 +16,7 @@ use crate::probe::faults_of_self;
 use crate::runner::Guest;
 use crate::server::{Answer, Serve, ServedFile, TestFs};
 use crate::sys::{Kind, Mapping};
+use crate::tool;
 use crate::wire;
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -23,6 +25,9 @@ pub const TESTS: &[(&str, Test)] = &[
         "get_daxdev_only_for_new_devices",
         get_daxdev_only_for_new_devices,
     ),
+    ("racing_opens", racing_opens),
+    ("large_fmap", large_fmap),
+    ("debugfs_shows_the_mount", debugfs_shows_the_mount),
     ("no_request_in_10000_faults", no_request_in_faults),
     (
         "no_request_in_10000_reads_and_writes",
@@ -74,6 +79,100 @@ fn get_daxdev_only_for_new_devices(guest: &Guest, _channel: &mut Channel) -> Res
             "GET_DAXDEV requests after opening {name:?}"
         );
     }
+    Ok(())
+}
+
+/// However many open a file at once, all succeed and each asks at most once.
+fn racing_opens(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    const OPENERS: usize = 8;
+    let fmap = one_extent();
+    let ready = ready(guest)?;
+    for _ in 0..10 {
+        let fs = ready.one_file("file", &fmap)?;
+        let start = Barrier::new(OPENERS);
+        let opened = std::thread::scope(|scope| {
+            let open = || {
+                start.wait();
+                std::fs::read(fs.path("file")).map(|bytes| bytes.len() as u64)
+            };
+            let openers: Vec<_> = (0..OPENERS).map(|_| scope.spawn(open)).collect();
+            openers
+                .into_iter()
+                .filter_map(|opener| opener.join().ok()?.ok())
+                .collect::<Vec<_>>()
+        });
+        ensure_eq!(
+            opened,
+            vec![fmap.size; OPENERS],
+            "bytes that each opener read"
+        );
+        for opcode in [wire::GET_FMAP, wire::GET_DAXDEV] {
+            let asked = fs.count(opcode);
+            ensure!(
+                (1..=OPENERS as u64).contains(&asked),
+                "{asked} requests with opcode {opcode} for {OPENERS} opens at once"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A map that does not fit into the first reply is asked for again, once, with room for it.
+fn large_fmap(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let extents: Vec<_> = (0..170)
+        .map(|index| extent(0, (16 + index) * AU, AU))
+        .collect();
+    let fmap = Fmap::simple(170 * AU, &extents);
+    let size = fmap.message().len();
+    ensure_eq!(size, 32 + 170 * 24, "bytes of the message");
+    let ready = ready(guest)?;
+    let last = 170 * AU - 64;
+    ready.fill_span(&fmap, last, &pattern(last, 64))?;
+    let fs = TestFs::mount(ready.serve(vec![ServedFile::new("file", &fmap)]))?;
+    let mut bytes = [0; 64];
+    fs.open("file")?.read_exact_at(&mut bytes, last)?;
+    ensure_eq!(
+        bytes.to_vec(),
+        pattern(last, 64),
+        "the last bytes of the file"
+    );
+    ensure_eq!(
+        fs.fmap_request_lens(),
+        [40, 48],
+        "bytes of the GET_FMAP requests"
+    );
+    Ok(())
+}
+
+/// One debugfs file per mount, with its daxdevs and the cached fmaps.
+fn debugfs_shows_the_mount(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let fmap = one_extent();
+    let fs = ready(guest)?.one_file("file", &fmap)?;
+    let path = tool::debugfs_file(&fs.path("."))?;
+    let show = || std::fs::read_to_string(&path).with_context(|| path.clone());
+    ensure_eq!(show()?, "", "{path} before the first open");
+    drop(fs.open("file")?);
+    let device = guest.devices.first().context("no daxdev")?.path();
+    let text = show()?;
+    let (daxdev, map) = text.split_once('\n').context("one line only")?;
+    ensure_eq!(
+        daxdev,
+        format!("daxdev index=0 name={device} state=ok"),
+        "the line of the daxdev"
+    );
+    let expected = format!(
+        "fmap ino=2 size={} kind=single extents=1 daxdevs=1 ",
+        fmap.size
+    );
+    ensure!(
+        map.starts_with(&expected),
+        "the line of the fmap: {map:?}, expected {expected:?}"
+    );
+    drop(fs);
+    ensure!(
+        !std::path::Path::new(&path).exists(),
+        "{path} is still there after the umount"
+    );
     Ok(())
 }
 
