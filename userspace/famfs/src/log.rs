@@ -66,8 +66,10 @@ pub fn entries(store: &impl Store, from: u64, to: u64) -> anyhow::Result<Vec<u8>
 pub fn catch_up(store: &impl Store, header: &LogHeader, replay: &mut Replay) -> anyhow::Result<()> {
     let from = replay.next_index();
     let mut bytes = entries(store, from, header.next_index.max(from))?;
-    let Err(LogError::Entry { index, .. }) = replay.advance(header, &bytes) else {
-        return Ok(());
+    let index = match replay.advance(header, &bytes) {
+        Ok(_) => return Ok(()),
+        Err(LogError::Entry { index, .. }) => index,
+        Err(error) => return Err(error.into()),
     };
     let again = entries(store, index, index.saturating_add(1))?;
     let at = usize::try_from(index.saturating_sub(from))?.saturating_mul(ENTRY_BYTES);

@@ -120,3 +120,14 @@ fn a_full_log_is_not_touched() {
     assert!(matches!(error.downcast_ref(), Some(LogError::Full { .. })));
     assert_eq!(*store.trace.borrow(), []);
 }
+
+#[test]
+fn a_log_that_has_shrunk_is_an_error() {
+    let (store, first) = log();
+    let mut replay = Replay::new(&superblock(), 64 << 20);
+    let after = append(&store, &first, vec![dir("a")]).unwrap();
+    catch_up(&store, &after, &mut replay).unwrap();
+    let error = catch_up(&store, &first, &mut replay).unwrap_err();
+    let shrunk = LogError::Shrunk { known: 1, found: 0 };
+    assert_eq!(error.downcast_ref(), Some(&shrunk));
+}
