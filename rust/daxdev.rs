@@ -19,6 +19,7 @@ use kernel::{
 };
 
 use crate::{
+    file::FileMap,
     provider::Famfs,
     sys::{
         dax::{
@@ -31,10 +32,14 @@ use crate::{
             EHWPOISON,
             EOPNOTSUPP, //
         },
-        fuse::InodeRef,
+        inode::{
+            ms_sleep,
+            FileRef, //
+        },
         rmap::{
             Cursor,
-            Rmap, //
+            Rmap,
+            Visit, //
         },
     },
 };
@@ -156,6 +161,10 @@ impl DaxState {
         self.health.load(Relaxed) == INTACT
     }
 
+    pub(crate) fn is_removed(&self) -> bool {
+        self.health.load(Relaxed) == REMOVED
+    }
+
     /// Number of bytes that may be accessed from `offset` on, of `len` that are there; at least 1.
     ///
     /// `EHWPOISON`: poisoned, or on a device with poison (policy `device`), unless that is found
@@ -181,8 +190,8 @@ impl DaxState {
         }
     }
 
-    /// Raises the health to at least `to`. What reads it later, after the lock of the reverse map,
-    /// sees this.
+    /// Raises the health to at least `to`. Whoever enters the reverse map later sees this, by the
+    /// lock of the map, which is walked next.
     fn worsen(&self, to: u32) {
         let mut old = self.health.load(Relaxed);
         while old < to {
@@ -193,11 +202,27 @@ impl DaxState {
         }
     }
 
-    /// Calls `f` with every file that may have memory in `range`.
-    fn for_each_file(&self, range: Range<u64>, mut f: impl FnMut(&InodeRef<Famfs>)) {
+    /// Calls `f` with every range of a file that has memory in `range`. A file that is just getting
+    /// its map is waited for: there is no request in between.
+    fn for_each_file(
+        &self,
+        range: Range<u64>,
+        mut f: impl FnMut(&Visit<'_, Famfs>, FileRef<'_, FileMap>),
+    ) {
         let mut cursor = Cursor::default();
-        while let Some(inode) = self.rmap.next(range.clone(), &mut cursor) {
-            f(&inode);
+        loop {
+            let before = cursor;
+            let Some(visit) = self.rmap.next(range.clone(), &mut cursor) else {
+                break;
+            };
+            match visit.file() {
+                Some(file) => f(&visit, file),
+                None => {
+                    cursor = before;
+                    drop(visit);
+                    ms_sleep(1);
+                }
+            }
         }
     }
 
@@ -207,24 +232,17 @@ impl DaxState {
             "daxdev {}: its driver goes away under a mount\n",
             self.index
         );
-        self.for_each_file(0..u64::MAX, |inode| {
-            if let Some(file) = inode.file() {
-                file.head.suspect();
-                inode.break_layout();
+        self.for_each_file(0..u64::MAX, |visit, file| {
+            file.head.suspect();
+            for range in file.head.ranges_on(file.words, self, visit.range()) {
+                visit.break_layout(range);
             }
         });
     }
 
     fn poison(&self, range: Range<u64>, failure: Failure) -> Result {
-        {
-            let mut poison = self.poison.lock();
-            if !poison
-                .iter()
-                .any(|old| old.start <= range.start && old.end >= range.end)
-            {
-                poison.push(range.clone(), GFP_KERNEL)?;
-            }
-        }
+        // Without memory for a note the device fails all the same.
+        let mut result = self.note(range.clone());
         self.worsen(FAILED);
         pr_warn!(
             "daxdev {}: memory failure at {:#x}, {:#x} bytes\n",
@@ -236,15 +254,28 @@ impl DaxState {
             Policy::Device => 0..u64::MAX,
             Policy::Range => range.clone(),
         };
-        let mut result = Ok(());
-        self.for_each_file(affected, |inode| {
-            let Some(file) = inode.file() else { return };
+        self.for_each_file(affected, |visit, file| {
             file.head.suspect();
-            for hit in file.head.ranges_on(file.words, self, range.clone()) {
-                result = result.and(inode.kill_procs(hit, failure));
+            let at = visit.range();
+            let hit = at.start.max(range.start)..at.end.min(range.end);
+            for hit in file.head.ranges_on(file.words, self, hit) {
+                result = result.and(visit.kill_procs(hit, failure));
             }
         });
         result
+    }
+
+    /// Notes a poisoned range, joined with one that it touches.
+    fn note(&self, range: Range<u64>) -> Result {
+        let mut poison = self.poison.lock();
+        let near = poison
+            .iter_mut()
+            .find(|old| old.start <= range.end && old.end >= range.start);
+        match near {
+            Some(old) => *old = old.start.min(range.start)..old.end.max(range.end),
+            None => poison.push(range, GFP_KERNEL)?,
+        }
+        Ok(())
     }
 }
 

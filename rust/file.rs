@@ -27,7 +27,7 @@ use crate::{
     },
     fmap::Layout,
     sys::{
-        fuse::{
+        inode::{
             FileHead,
             FileRef, //
         },

@@ -5,6 +5,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cred.h>
+#include <linux/fs_struct.h>
 #include <linux/interval_tree_generic.h>
 #include <linux/kdev_t.h>
 #include <linux/mm.h>
@@ -44,6 +45,11 @@ struct famfs_rmap_node *famfs_rmap_next(struct famfs_rmap_node *node, u64 start,
 const struct cred *famfs_current_cred(void)
 {
 	return current_cred();
+}
+
+void famfs_current_root(struct path *root)
+{
+	get_fs_root(current->fs, root);
 }
 
 void famfs_vma_set_hugepage(struct vm_area_struct *vma)

@@ -9,7 +9,7 @@
 #include <linux/types.h>
 
 struct cred;
-struct inode;
+struct path;
 struct vm_area_struct;
 
 /**
@@ -34,6 +34,7 @@ struct famfs_rmap_node *famfs_rmap_next(struct famfs_rmap_node *node, u64 start,
 					u64 last);
 
 const struct cred *famfs_current_cred(void);
+void famfs_current_root(struct path *root);
 void famfs_vma_set_hugepage(struct vm_area_struct *vma);
 void famfs_warn(dev_t dev, u64 ino, const char *text);
 

@@ -28,10 +28,13 @@ use crate::{
     provider::Famfs,
     stats,
     sys::{
-        dax::DaxDevice,
+        dax::{
+            DaxDevice,
+            Root, //
+        },
         errno::EOPNOTSUPP,
-        fuse::{
-            DevT,
+        fuse::DevT,
+        inode::{
             Opcode,
             OpenInode, //
         },
@@ -68,6 +71,8 @@ impl Conn {
 pub(crate) struct Mount {
     dev: DevT,
     policy: Policy,
+    /// What the server's paths start from. Not the opener's: he may have put others there.
+    root: Root,
     /// The daxdevs by their index. Entries are added, never removed.
     #[pin]
     table: XArray<Arc<Daxdev>>,
@@ -85,6 +90,8 @@ impl Mount {
             pin_init!(Self {
                 dev,
                 policy,
+                // This is called by the server, or for it by whoever mounts.
+                root: Root::current(),
                 table <- XArray::new(AllocKind::Alloc),
                 adding <- new_mutex!((), "famfs::Mount::adding"),
                 pushed <- new_mutex!(false, "famfs::Mount::pushed"),
@@ -139,7 +146,7 @@ impl Mount {
             );
             error
         };
-        let dev = DaxDevice::by_path(&name).map_err(refuse)?;
+        let dev = DaxDevice::by_path(&self.root, &name).map_err(refuse)?;
         let shown = CString::try_from(&*name)?;
         self.add(index, dev, shown).map_err(refuse)
     }
@@ -195,9 +202,10 @@ const REPLY_BYTES: usize = 4096;
 fn why(error: Error) -> &'static str {
     match error {
         EINVAL => "not a character device",
-        EACCES => "on a mount with nodev",
+        EACCES => "on a mount with nodev, or behind a directory that the caller can't search",
+        ENXIO => "no driver is bound to it",
         ENODEV => "not a dax device, or gone",
-        ENOENT => "no such file",
+        ENOENT => "no such file, or not in the dentry cache",
         EBUSY => "held by another file system",
         _ if error == EOPNOTSUPP() => "not in fsdev mode",
         _ => "can't be had",

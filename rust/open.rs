@@ -24,9 +24,13 @@ use crate::{
     },
     mount::Mount,
     provider::Famfs,
-    sys::fuse::{
-        Opcode,
-        OpenInode, //
+    sys::{
+        errno::EADDRINUSE,
+        inode::{
+            Opcode,
+            OpenInode, //
+        },
+        rmap::Rmap, //
     },
 };
 
@@ -42,24 +46,32 @@ pub(crate) fn open(mount: &Mount, inode: &OpenInode<'_, Famfs>) -> Result {
     };
     let fmap = fmap::parse(&reply).map_err(refuse)?;
     let used = UsedDevices::find(mount, inode, &fmap)?;
-    probe(mount, inode, &fmap, &used)?;
     let mut cells = KVVec::from_elem(0u64, fmap.cells_len(), GFP_KERNEL)?;
     let layout = fmap
         .build(|index| used.slot_of(index), &mut cells)
         .map_err(refuse)?;
+    // No two ranges overlap by now, so this takes no more steps than the devices have units.
+    probe(mount, inode, &fmap, &used)?;
     let file = FileMap::new(layout, Devices::new(used.daxdevs()?)?)?;
-    let spans = used
-        .0
-        .iter()
-        .map(|used| (used.daxdev.state().rmap().clone(), used.span.clone()));
-    inode.install(file, &cells, fmap.file_size(), spans)?;
-    // A failure between the two looked for the file's map in vain.
-    if let Some(file) = inode.file() {
-        if used.0.iter().any(|used| !used.daxdev.state().is_intact()) {
-            file.head.suspect();
-        }
-    }
-    Ok(())
+    let spans = spans(&fmap, &used)?;
+    inode
+        .install(
+            file,
+            &cells,
+            fmap.file_size(),
+            spans.iter().filter_map(|span| span.entry(&used)),
+            |file| {
+                // A failure after this finds the file in the reverse map.
+                if used.0.iter().any(|used| !used.daxdev.state().is_intact()) {
+                    file.suspect();
+                }
+            },
+        )
+        .inspect_err(|error| {
+            if *error == EADDRINUSE() {
+                mount.warn(inode, fmt!("its memory is that of another file"));
+            }
+        })
 }
 
 /// Bytes of the buffer for the first GET_FMAP.
@@ -93,8 +105,42 @@ fn fetch(mount: &Mount, inode: &OpenInode<'_, Famfs>) -> Result<KVVec<u8>> {
 struct Used {
     index: u16,
     daxdev: Arc<Daxdev>,
-    /// From the first to the last byte that the map has there.
-    span: Range<u64>,
+}
+
+/// Memory that a map has on one device without a break.
+struct Span {
+    slot: u16,
+    range: Range<u64>,
+    /// The first one on this device.
+    head: bool,
+}
+
+impl Span {
+    fn entry(&self, used: &UsedDevices) -> Option<(Arc<Rmap<Famfs>>, Range<u64>, bool)> {
+        let used = used.0.get(usize::from(self.slot))?;
+        let rmap = used.daxdev.state().rmap().clone();
+        Some((rmap, self.range.clone(), self.head))
+    }
+}
+
+/// The memory of a map. Ranges that follow each other, in the file and on the device, are one.
+fn spans(fmap: &Fmap<'_>, used: &UsedDevices) -> Result<KVVec<Span>> {
+    let mut spans: KVVec<Span> = KVVec::new();
+    let mut seen = KVVec::from_elem(false, used.0.len(), GFP_KERNEL)?;
+    for range in fmap.ranges() {
+        let slot = used.slot_of(range.index).ok_or(ENODEV)?;
+        let range = range.offset..range.offset.saturating_add(range.len);
+        if let Some(last) = spans.last_mut() {
+            if last.slot == slot && last.range.end == range.start {
+                last.range.end = range.end;
+                continue;
+            }
+        }
+        let seen = seen.get_mut(usize::from(slot)).ok_or(EIO)?;
+        let head = !core::mem::replace(seen, true);
+        spans.push(Span { slot, range, head }, GFP_KERNEL)?;
+    }
+    Ok(spans)
 }
 
 /// The daxdevs of a map in the order of their indices; the place of one is its slot.
@@ -105,23 +151,17 @@ impl UsedDevices {
         let mut used = Self(KVec::new());
         for range in fmap.ranges() {
             let index = u16::try_from(range.index.0).map_err(|_| EINVAL)?;
-            let range = range.offset..range.offset.saturating_add(range.len);
-            match used.0.binary_search_by_key(&index, |used| used.index) {
-                Ok(i) => {
-                    let span = &mut used.0.get_mut(i).ok_or(EIO)?.span;
-                    *span = span.start.min(range.start)..span.end.max(range.end);
-                }
-                Err(i) => {
-                    let daxdev = mount.require(index, inode)?;
-                    used.0.reserve(1, GFP_KERNEL)?;
-                    let new = Used {
-                        index,
-                        daxdev,
-                        span: range,
-                    };
-                    used.0.insert_within_capacity(i, new).map_err(|_| ENOMEM)?;
-                }
+            let place = used.0.binary_search_by_key(&index, |used| used.index);
+            let Err(place) = place else { continue };
+            let daxdev = mount.require(index, inode)?;
+            if daxdev.state().is_removed() {
+                mount.warn(inode, fmt!("daxdev {index}: its driver went away"));
+                return Err(ENXIO);
             }
+            used.0.reserve(1, GFP_KERNEL)?;
+            used.0
+                .insert_within_capacity(place, Used { index, daxdev })
+                .map_err(|_| ENOMEM)?;
         }
         Ok(used)
     }
@@ -171,7 +211,7 @@ fn probe(
                 EINVAL
             }
         };
-        // A device of several ranges may give less than asked for: only that much is contiguous.
+        // A device of several ranges gives nothing across the border of two.
         let mut done = 0;
         while done < range.len {
             let offset = range.offset.saturating_add(done);

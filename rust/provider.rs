@@ -18,8 +18,10 @@ use crate::{
     sys::{
         fuse::{
             DevT,
+            FmapProvider, //
+        },
+        inode::{
             FileRef,
-            FmapProvider,
             OpenInode, //
         },
         iomap::Mapping, //

@@ -17,7 +17,7 @@ use crate::{
     mount::Mount,
     sys::{
         debugfs::Root,
-        fuse::FileHead, //
+        inode::FileHead, //
     },
 };
 
@@ -50,14 +50,13 @@ fn write_daxdev(f: &mut fmt::Formatter<'_>, daxdev: &Daxdev) -> fmt::Result {
     let state = daxdev.state();
     writeln!(
         f,
-        "daxdev index={} name={} state={}",
+        "daxdev index={} name={:?} state={}",
         state.index(),
         daxdev.name().to_str().unwrap_or("?"),
         state.health(),
     )?;
     let mut result = Ok(());
-    state.rmap().for_each(0..u64::MAX, |ino, slot| {
-        let file = slot.head();
+    state.rmap().for_each(|ino, file| {
         let first = file.devices().iter().next();
         if first.is_some_and(|(_, first)| first.state().index() == state.index()) {
             result = result.and_then(|()| write_fmap(f, ino, file));

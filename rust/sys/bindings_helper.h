@@ -14,4 +14,6 @@
 
 /* Macros that bindgen can't evaluate. */
 const unsigned int RUST_CONST_HELPER_LOOKUP_FOLLOW = LOOKUP_FOLLOW;
+const unsigned int RUST_CONST_HELPER_LOOKUP_CACHED = LOOKUP_CACHED;
+const unsigned long RUST_CONST_HELPER_SB_I_NODEV = SB_I_NODEV;
 const unsigned int RUST_CONST_HELPER_MINORBITS = MINORBITS;

@@ -25,6 +25,7 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
+    sync::aref::ARef,
     sync::Arc,
     types::{
         NotThreadSafe,
@@ -93,48 +94,88 @@ pub(super) unsafe fn init() {
     unsafe { HELD.init() };
 }
 
-/// A reference to a `struct dax_device`.
+/// A root directory: what paths start from, and the mounts that they see.
 ///
 /// # Invariants
 ///
-/// Owns a reference, which `put_dax()` drops.
-pub(crate) struct DaxDevice(NonNull<bindings::dax_device>);
+/// Owns a reference, which `path_put()` drops.
+pub(crate) struct Root(bindings::path);
 
-// SAFETY: The reference count of a `struct dax_device` is atomic.
-unsafe impl Send for DaxDevice {}
+// SAFETY: Mounts and dentries may be used and let go of from any thread.
+unsafe impl Send for Root {}
+// SAFETY: As above.
+unsafe impl Sync for Root {}
+
+impl Root {
+    /// That of the current task.
+    pub(crate) fn current() -> Self {
+        let mut root = bindings::path::default();
+        // SAFETY: `root` may be written.
+        unsafe { bindings::famfs_current_root(&mut root) };
+        // INVARIANT: `get_fs_root()` took a reference.
+        Self(root)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, and `drop` runs once.
+        unsafe { bindings::path_put(&self.0) };
+    }
+}
+
+/// A DAX device that has a character device, open.
+///
+/// # Invariants
+///
+/// Owns a reference to `dev`, which `put_dax()` drops. `file` is a character device with the
+/// number of `dev`, open. Only devices that dax drivers made can be: others have numbers too, and
+/// `fs_dax_get()` would take their private data for a `struct dev_dax`. The file also pins that
+/// structure.
+pub(crate) struct DaxDevice {
+    dev: NonNull<bindings::dax_device>,
+    _file: ARef<LocalFile>,
+}
 
 impl DaxDevice {
-    /// Finds the device of the character device at `path`, in the name space of the current task.
+    /// Finds the device of the character device at `path`, from `root` on.
     ///
-    /// `EINVAL`: not a character device; `EACCES`: on a mount with `nodev`; `ENODEV`: not a DAX
-    /// device; or why the path can't be followed.
-    pub(crate) fn by_path(path: &CStr) -> Result<Self> {
+    /// Looks at cached directories only: the caller may have one locked, and a path may lead there.
+    /// Those of devtmpfs always are. `ENOENT`: not there, or not cached; `EINVAL`: not a character
+    /// device; `EACCES`: on a mount or a file system with `nodev`; `ENODEV`: not a DAX device; or
+    /// why the path can't be followed.
+    pub(crate) fn by_path(root: &Root, path: &CStr) -> Result<Self> {
+        const FLAGS: u32 =
+            bindings::RUST_CONST_HELPER_LOOKUP_FOLLOW | bindings::RUST_CONST_HELPER_LOOKUP_CACHED;
         let mut raw = bindings::path::default();
-        // SAFETY: `path` is a valid string, and `raw` may be written.
+        // SAFETY: `root` is valid, `path` is a valid string, and `raw` may be written.
         to_result(unsafe {
-            bindings::kern_path(
+            bindings::vfs_path_lookup(
+                root.0.dentry,
+                root.0.mnt,
                 path.as_char_ptr(),
-                bindings::RUST_CONST_HELPER_LOOKUP_FOLLOW,
+                FLAGS,
                 &mut raw,
             )
-        })?;
+        })
+        .map_err(|error| if error == EAGAIN { ENOENT } else { error })?;
         let raw = ScopeGuard::new_with_data(raw, |raw| {
-            // SAFETY: `kern_path` succeeded, and this is the one time that its reference is put.
+            // SAFETY: The look-up succeeded, and this is the one time that its reference is put.
             unsafe { bindings::path_put(&raw) }
         });
-        // SAFETY: A path holds a mount and a positive dentry, and the reference keeps both.
-        let (inode, mnt_flags) = unsafe { ((*raw.dentry).d_inode, (*raw.mnt).mnt_flags) };
-        // SAFETY: The dentry keeps the inode, whose type and device number never change.
-        let (mode, devt) = unsafe { ((*inode).i_mode, (*inode).i_rdev) };
-        if u32::from(mode) & bindings::S_IFMT != bindings::S_IFCHR {
-            return Err(EINVAL);
-        }
-        if mnt_flags & bindings::mount_flags_MNT_NODEV as i32 != 0 {
+        // SAFETY: A path holds a mount and a positive dentry, and the reference keeps both, the
+        // superblock and the inode, whose type and device number never change.
+        let (inode, mnt_flags, sb_flags) = unsafe {
+            let mnt = &*raw.mnt;
+            ((*raw.dentry).d_inode, mnt.mnt_flags, (*mnt.mnt_sb).s_iflags)
+        };
+        let nodev = mnt_flags & bindings::mount_flags_MNT_NODEV as i32 != 0
+            || sb_flags & bindings::RUST_CONST_HELPER_SB_I_NODEV != 0;
+        // SAFETY: As above.
+        let dev = unsafe { FoundDevice::of(inode) }?;
+        if nodev {
             return Err(EACCES);
         }
-        let dev = Self::by_number(devt)?;
-        // Only a device that a dax driver made can be opened; a DAX device of another kind has a
-        // number too, and `fs_dax_get()` would take its private data for a `struct dev_dax`.
         // SAFETY: `raw` is a valid path, and the current credentials are valid.
         let file = kernel::error::from_err_ptr(unsafe {
             bindings::dentry_open(
@@ -143,9 +184,9 @@ impl DaxDevice {
                 bindings::famfs_current_cred(),
             )
         })?;
-        // SAFETY: `dentry_open` returned a reference to an open file.
-        unsafe { bindings::fput(file) };
-        Ok(dev)
+        let file = NonNull::new(file.cast::<LocalFile>()).ok_or(EIO)?;
+        // SAFETY: `dentry_open` returned a reference to an open file, which is ours alone.
+        Ok(dev.opened(unsafe { ARef::from_raw(file) }))
     }
 
     /// Finds the device of a character device that the current task has open.
@@ -154,21 +195,8 @@ impl DaxDevice {
     pub(crate) fn by_fd(fd: u32) -> Result<Self> {
         let file = LocalFile::fget(fd).map_err(|_| EBADF)?;
         // SAFETY: An open file has an inode, whose type and device number never change.
-        let (mode, devt) = unsafe {
-            let inode = (*file.as_ptr()).f_inode;
-            ((*inode).i_mode, (*inode).i_rdev)
-        };
-        if u32::from(mode) & bindings::S_IFMT != bindings::S_IFCHR {
-            return Err(EINVAL);
-        }
-        Self::by_number(devt)
-    }
-
-    fn by_number(devt: bindings::dev_t) -> Result<Self> {
-        // SAFETY: Any number may be asked for.
-        let dev = unsafe { bindings::dax_dev_get(devt) };
-        // INVARIANT: `dax_dev_get` returned a reference.
-        NonNull::new(dev).map(Self).ok_or(ENODEV)
+        let dev = unsafe { FoundDevice::of((*file.as_ptr()).f_inode) }?;
+        Ok(dev.opened(file))
     }
 
     /// Becomes the one holder of the device.
@@ -179,7 +207,7 @@ impl DaxDevice {
         {
             let mut held = HELD.lock();
             let entry = Held {
-                dev: self.0.as_ptr().addr(),
+                dev: self.dev.as_ptr().addr(),
                 cookie: cookie.addr(),
                 holder: holder.clone(),
                 removed: false,
@@ -188,14 +216,15 @@ impl DaxDevice {
         }
         // SAFETY: `self` is a reference to the device. The cookie is that of no other holder, since
         // what is returned owns `holder`, and nobody follows it.
-        let err = to_result(unsafe { bindings::fs_dax_get(self.0.as_ptr(), cookie, &HOLDER_OPS) });
+        let err =
+            to_result(unsafe { bindings::fs_dax_get(self.dev.as_ptr(), cookie, &HOLDER_OPS) });
         if let Err(error) = err {
-            HELD.lock().retain(|held| held.cookie != cookie.addr());
+            forget(self.dev, cookie);
             return Err(error);
         }
         // INVARIANT: `fs_dax_get` took a reference of its own, and made `holder` the holder.
         Ok(HeldDaxDevice {
-            dev: self.0,
+            dev: self.dev,
             holder,
         })
     }
@@ -204,8 +233,63 @@ impl DaxDevice {
 impl Drop for DaxDevice {
     fn drop(&mut self) {
         // SAFETY: By the type invariant, and `drop` runs once.
+        unsafe { bindings::put_dax(self.dev.as_ptr()) };
+    }
+}
+
+/// A device of which it isn't known yet whether it can be opened.
+///
+/// # Invariants
+///
+/// Owns a reference, which `put_dax()` drops.
+struct FoundDevice(NonNull<bindings::dax_device>);
+
+impl FoundDevice {
+    /// # Safety
+    ///
+    /// `inode` is valid.
+    unsafe fn of(inode: *const bindings::inode) -> Result<Self> {
+        // SAFETY: By the function's own requirement.
+        let (mode, devt) = unsafe { ((*inode).i_mode, (*inode).i_rdev) };
+        if u32::from(mode) & bindings::S_IFMT != bindings::S_IFCHR {
+            return Err(EINVAL);
+        }
+        // SAFETY: Any number may be asked for.
+        let dev = unsafe { bindings::dax_dev_get(devt) };
+        // INVARIANT: `dax_dev_get` returned a reference.
+        NonNull::new(dev).map(Self).ok_or(ENODEV)
+    }
+
+    /// `file` is open, and has the number of this device.
+    fn opened(self, file: ARef<LocalFile>) -> DaxDevice {
+        // INVARIANT: The reference moves there.
+        let dev = self.0;
+        core::mem::forget(self);
+        DaxDevice { dev, _file: file }
+    }
+}
+
+impl Drop for FoundDevice {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, and `drop` runs once.
         unsafe { bindings::put_dax(self.0.as_ptr()) };
     }
+}
+
+/// Takes a device off the list of those that are held, and returns whether it was being removed.
+fn forget(dev: NonNull<bindings::dax_device>, cookie: *mut ffi::c_void) -> bool {
+    let mut removed = false;
+    let mut held = HELD.lock();
+    held.retain(|held| {
+        let this = held.dev == dev.as_ptr().addr() && held.cookie == cookie.addr();
+        removed |= this && held.removed;
+        !this
+    });
+    if held.is_empty() {
+        // Nobody does when the module is unloaded.
+        *held = KVec::new();
+    }
+    removed
 }
 
 /// A DAX device that nobody else uses.
@@ -236,8 +320,8 @@ impl<T: Holder> HeldDaxDevice<T> {
         self.dev.as_ptr()
     }
 
-    /// Number of bytes that can be reached at `offset`, at most `len`; both in bytes. `ERANGE` if
-    /// there are none.
+    /// Number of bytes that can be reached at `offset`, at most `len`; both in bytes. An error if
+    /// they are not contiguous, or not all there.
     pub(crate) fn probe(&self, offset: u64, len: u64) -> Result<u64> {
         let pages = (len >> PAGE_SHIFT).min(isize::MAX as u64) as isize;
         let access = DaxAccess::new();
@@ -247,8 +331,8 @@ impl<T: Holder> HeldDaxDevice<T> {
 
     /// Copies memory from `offset` on to `iter`, at most `len` bytes, and returns how many.
     ///
-    /// Fewer than asked for means that the memory is not contiguous, that it is poisoned, or that
-    /// the destination can't be written.
+    /// Fewer than asked for means that the memory is not contiguous, that it is poisoned, that the
+    /// destination can't be written, or that it was more than is copied in one step.
     #[inline]
     pub(crate) fn read(&self, offset: u64, len: u64, iter: &mut IovIterDest<'_>) -> Result<usize> {
         let access = DaxAccess::new();
@@ -281,12 +365,7 @@ impl<T: Holder> HeldDaxDevice<T> {
 impl<T: Holder> Drop for HeldDaxDevice<T> {
     fn drop(&mut self) {
         let cookie: *mut ffi::c_void = Arc::as_ptr(&self.holder).cast_mut().cast();
-        let mut removed = false;
-        HELD.lock().retain(|held| {
-            let this = held.cookie == cookie.addr();
-            removed |= this && held.removed;
-            !this
-        });
+        let removed = forget(self.dev, cookie);
         if !removed {
             // SAFETY: By the type invariant, and `drop` runs once.
             unsafe { bindings::fs_put_dax(self.dev.as_ptr(), cookie) };
@@ -303,6 +382,9 @@ impl<T: Holder> Drop for HeldDaxDevice<T> {
         unsafe { bindings::put_dax(self.dev.as_ptr()) };
     }
 }
+
+/// The most that is copied in one step, in bytes; between two of them a signal may end the copy.
+const STEP: u64 = 128 << 20;
 
 /// A section in which a device that is alive stays so.
 struct DaxAccess {
@@ -357,9 +439,14 @@ impl DaxAccess {
         len: u64,
     ) -> Result<(*mut ffi::c_void, usize)> {
         let in_page = offset as usize & !PAGE_MASK;
-        let len = len.min(1 << 30) as usize;
+        let len = len.min(STEP) as usize;
         let pages = in_page.wrapping_add(len).wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
-        let (addr, pages) = self.translate(dev, offset, pages as isize)?;
+        let (addr, pages) = self.translate(dev, offset, pages as isize).or_else(|_| {
+            // A device of several ranges gives nothing across the border of two. Open saw that
+            // they are multiples of 2 MiB.
+            let rest = 512 - ((offset >> PAGE_SHIFT) & 511) as isize;
+            self.translate(dev, offset, rest.min(pages as isize))
+        })?;
         let reach = ((pages as usize) << PAGE_SHIFT).wrapping_sub(in_page);
         Ok((addr.wrapping_byte_add(in_page), len.min(reach)))
     }

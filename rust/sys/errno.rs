@@ -26,6 +26,8 @@ mod numbers {
     use super::*;
 
     errno! {
+        /// Address already in use.
+        EADDRINUSE;
         /// Memory page has hardware error.
         EHWPOISON;
         /// Operation not supported on transport endpoint.

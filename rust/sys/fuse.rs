@@ -9,15 +9,10 @@ use core::{
         PhantomData,
         PhantomPinned, //
     },
-    ops::Range,
-    ptr::{
-        self,
-        NonNull, //
-    },
+    ptr::NonNull, //
 };
 
 use kernel::{
-    alloc::flags::GFP_KERNEL,
     error::{
         from_result,
         to_result, //
@@ -28,29 +23,23 @@ use kernel::{
         IovIterSource, //
     },
     prelude::*,
-    sync::Arc,
-    types::ForeignOwnable,
+    types::ForeignOwnable, //
 };
 
 use super::{
     bindings,
-    dax::{
-        Failure,
-        Holder, //
+    dax::Holder,
+    inode::{
+        FileHead,
+        FileRef,
+        OpenInode,
+        Slot, //
     },
     iomap::{
         IomapTable,
         Mapping, //
     },
-    rmap::{
-        Link,
-        Rmap, //
-    },
-    tail::{
-        Head,
-        TailBox, //
-    },
-    vm::VmTable,
+    vm::VmTable, //
 };
 
 /// The device number of a mount.
@@ -72,26 +61,6 @@ impl DevT {
         unsafe { bindings::famfs_warn(self.0, ino, text.as_char_ptr()) };
     }
 }
-
-/// The part of a map that is not in the words behind it.
-pub(crate) trait FileHead: Send + Sync {
-    /// Number of words behind it. Never changes.
-    fn words_len(&self) -> usize;
-}
-
-/// A file's map: the head, and the words behind it.
-pub(crate) struct FileRef<'a, F> {
-    pub(crate) head: &'a F,
-    pub(crate) words: &'a [u64],
-}
-
-impl<F> Clone for FileRef<'_, F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<F> Copy for FileRef<'_, F> {}
 
 /// What a provider of file maps implements. See `struct fuse_fmap_ops` for when each is called.
 pub(crate) trait FmapProvider: Sized + Send + Sync + 'static {
@@ -135,236 +104,6 @@ pub(crate) trait FmapProvider: Sized + Send + Sync + 'static {
     ) -> Result<usize>;
 }
 
-/// What `i_private` of an inode with a map points to.
-#[repr(C)]
-pub(crate) struct Slot<P: FmapProvider> {
-    file: P::File,
-    /// The inode's place in the reverse maps. They are looked at only when it is evicted.
-    links: Option<KBox<KVec<Link<P>>>>,
-}
-
-impl<P: FmapProvider> Head for Slot<P> {
-    #[inline]
-    fn tail_len(&self) -> usize {
-        self.file.words_len()
-    }
-}
-
-impl<P: FmapProvider> Slot<P> {
-    /// The map of an inode, if it has one.
-    ///
-    /// # Safety
-    ///
-    /// `inode` is valid, and belongs to a connection of `P`.
-    #[inline]
-    pub(super) unsafe fn of(inode: NonNull<bindings::inode>) -> Option<NonNull<Self>> {
-        // SAFETY: By the function's own requirement. `fuse_fmap_install()` publishes the pointer,
-        // so it is read as a whole, and what it points to depends on it.
-        let fmap = unsafe { ptr::read_volatile(&raw const (*inode.as_ptr()).i_private) };
-        NonNull::new(fmap.cast())
-    }
-
-    /// # Safety
-    ///
-    /// `slot` came from [`of`](Self::of), and the inode stays for `'a`.
-    #[inline]
-    pub(super) unsafe fn file<'a>(slot: NonNull<Self>) -> FileRef<'a, P::File> {
-        // SAFETY: `i_private` came from `TailBox::into_raw`, and what it points to stays as long
-        // as the inode.
-        unsafe {
-            FileRef {
-                head: &(*slot.as_ptr()).file,
-                words: TailBox::words(slot),
-            }
-        }
-    }
-
-    /// The head of the map.
-    pub(crate) fn head(&self) -> &P::File {
-        &self.file
-    }
-}
-
-/// An inode that is being opened.
-pub(crate) struct OpenInode<'a, P> {
-    inode: NonNull<bindings::inode>,
-    nodeid: u64,
-    _provider: PhantomData<&'a P>,
-}
-
-impl<P: FmapProvider> OpenInode<'_, P> {
-    /// The number by which the server knows it.
-    pub(crate) fn nodeid(&self) -> u64 {
-        self.nodeid
-    }
-
-    pub(crate) fn ino(&self) -> u64 {
-        // SAFETY: The inode is valid for the lifetime of `self`.
-        unsafe { (*self.inode.as_ptr()).i_ino }
-    }
-
-    /// Sends a request to the server and returns the bytes of the reply, at most as many as `out`
-    /// has. With `None` for `arg` the request has no argument, not even an empty one.
-    pub(crate) fn request(
-        &self,
-        opcode: Opcode,
-        nodeid: u64,
-        arg: Option<&[u8]>,
-        out: &mut [u8],
-    ) -> Result<usize> {
-        let arg = arg.unwrap_or(&[]);
-        // SAFETY: The inode is valid, and so are both buffers for as many bytes as they have.
-        let n = unsafe {
-            bindings::fuse_fmap_request(
-                self.inode.as_ptr(),
-                opcode as u32,
-                nodeid,
-                arg.as_ptr().cast(),
-                arg.len(),
-                out.as_mut_ptr().cast(),
-                out.len(),
-            )
-        };
-        usize::try_from(n).map_err(|_| Error::from_errno(n as i32))
-    }
-
-    /// Gives the inode its map, of which it has none yet or this one is dropped, and its size in
-    /// bytes; enters it into the reverse maps in `spans`.
-    pub(crate) fn install(
-        &self,
-        file: P::File,
-        words: &[u64],
-        size: u64,
-        spans: impl Iterator<Item = (Arc<Rmap<P>>, Range<u64>)>,
-    ) -> Result {
-        let size = i64::try_from(size).map_err(|_| EFBIG)?;
-        let mut links = KVec::new();
-        for (map, range) in spans {
-            // SAFETY: The links become part of the map, which `evict` drops, links first, while
-            // the inode is valid; or they are dropped here.
-            links.push(unsafe { Link::new(map, range, self.inode) }?, GFP_KERNEL)?;
-        }
-        let slot = Slot {
-            file,
-            links: Some(KBox::new(links, GFP_KERNEL)?),
-        };
-        let slot = TailBox::new(slot, words, GFP_KERNEL)?.into_raw();
-        // SAFETY: The inode is valid, and `evict` takes the map back.
-        let err = to_result(unsafe {
-            bindings::fuse_fmap_install(
-                self.inode.as_ptr(),
-                slot.as_ptr().cast(),
-                size,
-                const { &Aops::TABLE },
-            )
-        });
-        if let Err(error) = err {
-            // SAFETY: It was not installed, so it is still ours.
-            drop(unsafe { TailBox::from_raw(slot) });
-            if error != EEXIST {
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    /// The map that is installed.
-    pub(crate) fn file(&self) -> Option<FileRef<'_, P::File>> {
-        // SAFETY: The inode is valid for the lifetime of `self`.
-        unsafe { Slot::<P>::of(self.inode).map(|slot| Slot::file(slot)) }
-    }
-}
-
-/// The requests that a provider may send.
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub(crate) enum Opcode {
-    /// Answered with the map of the file `nodeid`.
-    GetFmap = bindings::fuse_opcode_FUSE_GET_FMAP,
-    /// Answered with the name of the device whose index is `nodeid`.
-    GetDaxdev = bindings::fuse_opcode_FUSE_GET_DAXDEV,
-}
-
-/// A reference to an inode that is in a reverse map.
-///
-/// # Invariants
-///
-/// Owns a reference, which `iput()` drops.
-pub(crate) struct InodeRef<P: FmapProvider> {
-    inode: NonNull<bindings::inode>,
-    _provider: PhantomData<P>,
-}
-
-impl<P: FmapProvider> InodeRef<P> {
-    /// # Safety
-    ///
-    /// `inode` is valid, though it may be on its way out, and belongs to a connection of `P`.
-    pub(super) unsafe fn grab(inode: NonNull<bindings::inode>) -> Option<Self> {
-        // SAFETY: By the function's own requirement.
-        let inode = NonNull::new(unsafe { bindings::igrab(inode.as_ptr()) })?;
-        // INVARIANT: `igrab` took a reference.
-        Some(Self {
-            inode,
-            _provider: PhantomData,
-        })
-    }
-
-    /// Its map; it has none before the end of its first open.
-    pub(crate) fn file(&self) -> Option<FileRef<'_, P::File>> {
-        // SAFETY: By the type invariant.
-        unsafe { Slot::<P>::of(self.inode).map(|slot| Slot::file(slot)) }
-    }
-
-    /// Kills the processes that have the pages in `range`, in bytes of the file, mapped, as the
-    /// failure demands, and unmaps the pages.
-    pub(crate) fn kill_procs(&self, range: Range<u64>, failure: Failure) -> Result {
-        let first = range.start >> bindings::PAGE_SHIFT;
-        let pages = range.end.saturating_sub(range.start) >> bindings::PAGE_SHIFT;
-        // SAFETY: By the type invariant the inode and its mapping are valid.
-        to_result(unsafe {
-            bindings::mf_dax_kill_procs(
-                (*self.inode.as_ptr()).i_mapping,
-                first as usize,
-                pages as usize,
-                failure.flags(),
-            )
-        })
-    }
-
-    /// Takes every page of the file out of every address space, and away from fs/dax.c. Waits for
-    /// pages that are pinned. Faults must fail by now.
-    pub(crate) fn break_layout(&self) {
-        // SAFETY: By the type invariant the inode and its mapping are valid.
-        unsafe {
-            let mapping = (*self.inode.as_ptr()).i_mapping;
-            // A fault that began before may still insert its page, with the entry locked: this
-            // walk waits for such locks. Only then is it true that no page gets mapped any more,
-            // which is what the function below relies on.
-            while !bindings::dax_layout_busy_page(mapping).is_null() {
-                bindings::msleep(1);
-            }
-            bindings::dax_break_layout_final(self.inode.as_ptr());
-        }
-    }
-}
-
-impl<P: FmapProvider> Drop for InodeRef<P> {
-    fn drop(&mut self) {
-        // SAFETY: By the type invariant, and `drop` runs once.
-        unsafe { bindings::iput(self.inode.as_ptr()) };
-    }
-}
-
-struct Aops;
-
-impl Aops {
-    /// What is stored to a mapping is where it belongs: there is no writeback.
-    const TABLE: bindings::address_space_operations = bindings::address_space_operations {
-        dirty_folio: Some(bindings::noop_dirty_folio),
-        ..pin_init::zeroed()
-    };
-}
-
 /// Being the provider; dropping it ends that.
 ///
 /// # Invariants
@@ -405,7 +144,7 @@ impl<P: FmapProvider> Registration<P> {
 impl<P: FmapProvider> PinnedDrop for Registration<P> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant.
-        unsafe { bindings::fuse_fmap_unregister(&self.ops) };
+        unsafe { bindings::fuse_fmap_unregister() };
     }
 }
 
@@ -454,12 +193,9 @@ impl<P: FmapProvider> ProviderTable<P> {
         nodeid: u64,
     ) -> ffi::c_int {
         from_result(|| {
-            let inode = OpenInode {
-                inode: NonNull::new(inode).ok_or(EINVAL)?,
-                nodeid,
-                _provider: PhantomData,
-            };
             // SAFETY: By the function's own requirement.
+            let inode = unsafe { OpenInode::new(NonNull::new(inode).ok_or(EINVAL)?, nodeid) };
+            // SAFETY: As above.
             P::open(unsafe { P::Conn::borrow(conn) }, &inode)?;
             Ok(0)
         })
@@ -474,15 +210,10 @@ impl<P: FmapProvider> ProviderTable<P> {
         _inode: *mut bindings::inode,
         fmap: *mut ffi::c_void,
     ) {
-        let Some(slot) = NonNull::new(fmap.cast::<Slot<P>>()) else {
-            return;
-        };
-        // The links first: through them the map is found.
-        // SAFETY: By the function's own requirement, what is found through the links apart, nobody
-        // looks at the map; and those that do never look at its links.
-        drop(unsafe { (*slot.as_ptr()).links.take() });
-        // SAFETY: It came from `TailBox::into_raw`, and nobody uses it any more.
-        drop(unsafe { TailBox::from_raw(slot) });
+        if let Some(slot) = NonNull::new(fmap.cast::<Slot<P>>()) {
+            // SAFETY: It came from `install`, and the inode is valid until this returns.
+            unsafe { Slot::free(slot) };
+        }
     }
 
     /// # Safety

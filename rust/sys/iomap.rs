@@ -20,10 +20,8 @@ use super::{
         HeldDaxDevice,
         Holder, //
     },
-    fuse::{
-        FmapProvider,
-        Slot, //
-    },
+    fuse::FmapProvider,
+    inode::Slot, //
 };
 
 /// Contiguous memory behind a file from some offset on.
@@ -52,7 +50,7 @@ impl<P: FmapProvider> IomapTable<P> {
         inode: *mut bindings::inode,
         pos: bindings::loff_t,
         _length: bindings::loff_t,
-        _flags: ffi::c_uint,
+        flags: ffi::c_uint,
         iomap: *mut bindings::iomap,
         _srcmap: *mut bindings::iomap,
     ) -> ffi::c_int {
@@ -76,6 +74,8 @@ impl<P: FmapProvider> IomapTable<P> {
                 }
                 0
             }
+            // For FIEMAP the end of the file is no error.
+            Err(_) if flags & bindings::IOMAP_REPORT != 0 => ENOENT.to_errno(),
             Err(error) => error.to_errno(),
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod dax;
 pub(crate) mod debugfs;
 pub(crate) mod errno;
 pub(crate) mod fuse;
+pub(crate) mod inode;
 pub(crate) mod iomap;
 pub(crate) mod rmap;
 mod tail;

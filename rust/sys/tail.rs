@@ -79,12 +79,13 @@ impl<H: Head> TailBox<H> {
     ///
     /// # Safety
     ///
-    /// `ptr` came from [`into_raw`](Self::into_raw), and stays valid for `'a`.
+    /// `ptr` came from [`into_raw`](Self::into_raw), stays valid for `'a`, and its `tail_len()` is
+    /// `len`.
     #[inline]
-    pub(crate) unsafe fn words<'a>(ptr: NonNull<H>) -> &'a [u64] {
+    pub(crate) unsafe fn words<'a>(ptr: NonNull<H>, len: usize) -> &'a [u64] {
         // SAFETY: By the invariants as many words as `tail_len()` follow the head, and they are
         // valid as long as the caller promises.
-        unsafe { core::slice::from_raw_parts(Self::tail(ptr), ptr.as_ref().tail_len()) }
+        unsafe { core::slice::from_raw_parts(Self::tail(ptr), len) }
     }
 
     fn layout(words: usize) -> Result<Layout> {

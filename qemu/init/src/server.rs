@@ -104,6 +104,11 @@ pub struct TestFs {
 
 impl TestFs {
     pub fn mount(serve: Serve) -> Result<Self> {
+        Self::mount_for(0, serve)
+    }
+
+    /// Mounts on behalf of another user, as fusermount does.
+    pub fn mount_for(user_id: u32, serve: Serve) -> Result<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let dir = format!("/mnt/test{}", NEXT.fetch_add(1, Ordering::Relaxed));
         std::fs::create_dir_all(&dir)?;
@@ -113,7 +118,7 @@ impl TestFs {
             .open("/dev/fuse")
             .context("/dev/fuse")?;
         let options = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
+            "fd={},rootmode=40000,user_id={user_id},group_id=0,allow_other",
             dev.as_raw_fd()
         );
         let options = std::ffi::CString::new(options)?;

@@ -157,7 +157,7 @@ fn debugfs_shows_the_mount(guest: &Guest, _channel: &mut Channel) -> Result<()> 
     let (daxdev, map) = text.split_once('\n').context("one line only")?;
     ensure_eq!(
         daxdev,
-        format!("daxdev index=0 name={device} state=ok"),
+        format!("daxdev index=0 name={device:?} state=ok"),
         "the line of the daxdev"
     );
     let expected = format!(
@@ -231,7 +231,8 @@ fn no_request_in_reads_and_writes(guest: &Guest, _channel: &mut Channel) -> Resu
     Ok(())
 }
 
-/// A mounter without CAP_SYS_RAWIO gets an ordinary FUSE mount.
+/// A mounter without CAP_SYS_RAWIO gets an ordinary FUSE mount, and so does one that has it but mounts for somebody
+/// else, as fusermount does.
 fn offer_only_to_rawio(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let ready = ready(guest)?;
     let fs = ready.one_file("file", &one_extent())?;
@@ -247,6 +248,11 @@ fn offer_only_to_rawio(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         status.code(),
         Some(1),
         "what a mounter without CAP_SYS_RAWIO was offered (0: FUSE_DAX_FMAP, 1: not)"
+    );
+    let fs = TestFs::mount_for(1000, Serve::default())?;
+    ensure!(
+        !fs.fmap_offered(),
+        "FUSE_DAX_FMAP was offered to somebody for whom root mounts"
     );
     Ok(())
 }

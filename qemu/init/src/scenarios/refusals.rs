@@ -19,6 +19,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("bad_daxdevs", bad_daxdevs),
     ("device_not_in_fsdev_mode", device_not_in_fsdev_mode),
     ("device_held_by_another_mount", device_held_by_another_mount),
+    ("memory_of_another_file", memory_of_another_file),
     ("a_good_file_beside_bad_ones", a_good_file_beside_bad_ones),
 ];
 
@@ -295,6 +296,35 @@ fn device_held_by_another_mount(guest: &Guest, _channel: &mut Channel) -> Result
     second
         .open("file")
         .context("open after the first mount is gone")?;
+    Ok(())
+}
+
+/// fs/dax.c keeps one mapping for each page, so a second file with the same memory is refused.
+fn memory_of_another_file(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let ready = ready(guest)?;
+    let file = |name: &str, extents: &[Extent]| {
+        let size = extents.iter().map(|extent| extent.len).sum();
+        ServedFile::new(name, &Fmap::simple(size, extents))
+    };
+    let fs = TestFs::mount(ready.serve(vec![
+        file("first", &[extent(0, 16 * AU, 2 * AU), extent(0, 24 * AU, AU)]),
+        file("tail", &[extent(0, 17 * AU, AU)]),
+        file("second", &[extent(0, 20 * AU, AU), extent(0, 24 * AU, AU)]),
+        file("between", &[extent(0, 18 * AU, 6 * AU)]),
+    ]))?;
+    let first = fs.open("first")?;
+    for (count, name) in (1..).zip(["tail", "second"]) {
+        ensure_eq!(
+            fs.open_errno(name),
+            libc::EADDRINUSE,
+            "errno of opening {name}"
+        );
+        fs.wait_for(wire::RELEASE, count).context(name)?;
+    }
+    // What was refused holds nothing: the memory of `second` is free but for what `first` has.
+    fs.open("between")
+        .context("open of a file between the ranges of another")?;
+    drop(first);
     Ok(())
 }
 

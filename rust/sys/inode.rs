@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Inodes that have a map, and how they get it.
+//!
+//! C headers: `include/linux/fs.h`, `include/linux/fuse_fmap.h` (patches/).
+
+use core::{
+    marker::PhantomData,
+    ops::Range,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+
+use kernel::{
+    alloc::{
+        flags::GFP_KERNEL_ACCOUNT,
+        KVVec, //
+    },
+    error::to_result,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+use super::{
+    bindings,
+    dax::Failure,
+    fuse::FmapProvider,
+    rmap::{
+        Link,
+        Rmap,
+        Visit, //
+    },
+    tail::{
+        Head,
+        TailBox, //
+    },
+};
+
+/// The part of a map that is not in the words behind it.
+pub(crate) trait FileHead: Send + Sync {
+    /// Number of words behind it. Never changes.
+    fn words_len(&self) -> usize;
+}
+
+/// A file's map: the head, and the words behind it.
+pub(crate) struct FileRef<'a, F> {
+    pub(crate) head: &'a F,
+    pub(crate) words: &'a [u64],
+}
+
+impl<F> Clone for FileRef<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for FileRef<'_, F> {}
+
+/// What `i_private` of an inode with a map points to.
+#[repr(C)]
+pub(crate) struct Slot<P: FmapProvider> {
+    file: P::File,
+    /// The inode's place in the reverse maps. They are looked at only when it is evicted.
+    links: Option<KBox<KVVec<Link<P>>>>,
+}
+
+impl<P: FmapProvider> Head for Slot<P> {
+    #[inline]
+    fn tail_len(&self) -> usize {
+        self.file.words_len()
+    }
+}
+
+impl<P: FmapProvider> Slot<P> {
+    /// The map of an inode, if it has one.
+    ///
+    /// # Safety
+    ///
+    /// `inode` is valid, and belongs to a connection of `P`.
+    #[inline]
+    pub(super) unsafe fn of(inode: NonNull<bindings::inode>) -> Option<NonNull<Self>> {
+        // SAFETY: By the function's own requirement. `fuse_fmap_install()` publishes the pointer,
+        // so it is read as a whole, and what it points to depends on it.
+        let fmap = unsafe { ptr::read_volatile(&raw const (*inode.as_ptr()).i_private) };
+        NonNull::new(fmap.cast())
+    }
+
+    /// # Safety
+    ///
+    /// `slot` came from [`of`](Self::of), and the inode stays for `'a`.
+    #[inline]
+    pub(super) unsafe fn file<'a>(slot: NonNull<Self>) -> FileRef<'a, P::File> {
+        // SAFETY: `i_private` came from `TailBox::into_raw`, and what it points to stays as long
+        // as the inode.
+        unsafe {
+            let head = &(*slot.as_ptr()).file;
+            FileRef {
+                head,
+                words: TailBox::words(slot, head.words_len()),
+            }
+        }
+    }
+}
+
+impl<P: FmapProvider> Slot<P> {
+    /// Frees a map, the links first: through them it is found.
+    ///
+    /// # Safety
+    ///
+    /// `slot` came from [`TailBox::into_raw`], and what is found through the links apart nobody
+    /// uses it.
+    pub(super) unsafe fn free(slot: NonNull<Self>) {
+        // SAFETY: By the function's own requirement; who finds it looks at the file alone.
+        let links = unsafe { ptr::replace(&raw mut (*slot.as_ptr()).links, None) };
+        drop(links);
+        // SAFETY: By the function's own requirement, and now nobody finds it.
+        drop(unsafe { TailBox::from_raw(slot) });
+    }
+}
+
+/// An inode that is being opened.
+pub(crate) struct OpenInode<'a, P> {
+    inode: NonNull<bindings::inode>,
+    nodeid: u64,
+    _provider: PhantomData<&'a P>,
+}
+
+impl<P: FmapProvider> OpenInode<'_, P> {
+    /// # Safety
+    ///
+    /// `inode` is valid for `'a`, belongs to a connection of `P`, and is being opened.
+    pub(super) unsafe fn new(inode: NonNull<bindings::inode>, nodeid: u64) -> Self {
+        Self {
+            inode,
+            nodeid,
+            _provider: PhantomData,
+        }
+    }
+
+    /// The number by which the server knows it.
+    pub(crate) fn nodeid(&self) -> u64 {
+        self.nodeid
+    }
+
+    pub(crate) fn ino(&self) -> u64 {
+        // SAFETY: The inode is valid for the lifetime of `self`.
+        unsafe { (*self.inode.as_ptr()).i_ino }
+    }
+
+    /// Sends a request to the server and returns the bytes of the reply, at most as many as `out`
+    /// has. With `None` for `arg` the request has no argument, not even an empty one.
+    pub(crate) fn request(
+        &self,
+        opcode: Opcode,
+        nodeid: u64,
+        arg: Option<&[u8]>,
+        out: &mut [u8],
+    ) -> Result<usize> {
+        let arg = arg.unwrap_or(&[]);
+        // SAFETY: The inode is valid, and so are both buffers for as many bytes as they have.
+        let n = unsafe {
+            bindings::fuse_fmap_request(
+                self.inode.as_ptr(),
+                opcode as u32,
+                nodeid,
+                arg.as_ptr().cast(),
+                arg.len(),
+                out.as_mut_ptr().cast(),
+                out.len(),
+            )
+        };
+        usize::try_from(n).map_err(|_| Error::from_errno(n as i32))
+    }
+
+    /// Gives the inode its map, of which it has none yet or this one is dropped, and its size in
+    /// bytes. Before that it is entered into the reverse maps with its ranges of memory, where the
+    /// flag marks the first in each map, and `last_look` is called when it can be found there.
+    ///
+    /// `EADDRINUSE` if another inode has memory in one of the ranges.
+    pub(crate) fn install(
+        &self,
+        file: P::File,
+        words: &[u64],
+        size: u64,
+        ranges: impl Iterator<Item = (Arc<Rmap<P>>, Range<u64>, bool)>,
+        last_look: impl FnOnce(&P::File),
+    ) -> Result {
+        let size = i64::try_from(size).map_err(|_| EFBIG)?;
+        let mut links = KVVec::new();
+        for (map, range, head) in ranges {
+            // SAFETY: The links become part of the map, which `evict` drops, links first, while
+            // the inode is valid; or they are dropped here.
+            let link = unsafe { Link::new(map, range, head, self.inode) }?;
+            links.push(link, GFP_KERNEL_ACCOUNT)?;
+        }
+        last_look(&file);
+        let slot = Slot {
+            file,
+            links: Some(KBox::new(links, GFP_KERNEL_ACCOUNT)?),
+        };
+        let slot = TailBox::new(slot, words, GFP_KERNEL_ACCOUNT)?.into_raw();
+        // SAFETY: The inode is valid, and `evict` takes the map back.
+        let err = to_result(unsafe {
+            bindings::fuse_fmap_install(
+                self.inode.as_ptr(),
+                slot.as_ptr().cast(),
+                size,
+                const { &Aops::TABLE },
+            )
+        });
+        if let Err(error) = err {
+            // SAFETY: It was not installed, so it is still ours.
+            unsafe { Slot::free(slot) };
+            if error != EEXIST {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The requests that a provider may send.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum Opcode {
+    /// Answered with the map of the file `nodeid`.
+    GetFmap = bindings::fuse_opcode_FUSE_GET_FMAP,
+    /// Answered with the name of the device whose index is `nodeid`.
+    GetDaxdev = bindings::fuse_opcode_FUSE_GET_DAXDEV,
+}
+
+/// What a holder of a device does to a file that is found through its reverse map.
+impl<P: FmapProvider> Visit<'_, P> {
+    /// The file's mapping; valid as long as `self`.
+    fn mapping(&self) -> *mut bindings::address_space {
+        // SAFETY: The inode is valid, and its mapping never changes.
+        unsafe { (*self.inode().as_ptr()).i_mapping }
+    }
+
+    /// Kills the processes that have the pages in `range`, in bytes of the file, mapped, as the
+    /// failure demands, and unmaps the pages.
+    pub(crate) fn kill_procs(&self, range: Range<u64>, failure: Failure) -> Result {
+        let first = range.start >> PAGE_SHIFT;
+        let end = range.end.saturating_add(PAGE_SIZE as u64 - 1) >> PAGE_SHIFT;
+        // SAFETY: The inode and its mapping are valid.
+        to_result(unsafe {
+            bindings::mf_dax_kill_procs(
+                self.mapping(),
+                first as usize,
+                end.saturating_sub(first) as usize,
+                failure.flags(),
+            )
+        })
+    }
+
+    /// Takes the pages in `range`, in bytes of the file and not empty, out of every address space,
+    /// and away from fs/dax.c. Waits for pages that are pinned, however long that takes: their
+    /// memory must not go.
+    ///
+    /// Faults in the range must fail by now. If they don't, fs/dax.c warns, and the memory stays in
+    /// use.
+    pub(crate) fn break_layout(&self, range: Range<u64>) {
+        let (first, last) = (range.start as i64, range.end.saturating_sub(1) as i64);
+        let mut pins = Pins::default();
+        // A fault that began before may still insert its page, with the entry locked: this walk
+        // waits for such locks. Only then is it true that no page gets mapped any more, which is
+        // what the second loop relies on.
+        // SAFETY: The inode and its mapping are valid.
+        while !unsafe { bindings::dax_layout_busy_page_range(self.mapping(), first, last) }
+            .is_null()
+        {
+            pins.wait();
+        }
+        // SAFETY: As above; without a callback it doesn't wait.
+        while unsafe { bindings::dax_break_layout(self.inode().as_ptr(), first, last, None) } != 0 {
+            pins.wait();
+        }
+    }
+}
+
+/// Waiting for pages that somebody pinned, by O_DIRECT, io_uring or a pipe.
+#[derive(Default)]
+struct Pins {
+    /// Milliseconds waited.
+    waited: u32,
+}
+
+impl Pins {
+    fn wait(&mut self) {
+        const PATIENCE: u32 = 10_000;
+
+        let pause = self.waited.clamp(1, 100);
+        ms_sleep(pause);
+        let before = self.waited;
+        self.waited = before.saturating_add(pause);
+        if before < PATIENCE && self.waited >= PATIENCE {
+            pr_warn!("a device can't be let go: pages of a file there are pinned\n");
+        }
+    }
+}
+
+/// Sleeps for some milliseconds.
+pub(crate) fn ms_sleep(ms: u32) {
+    // SAFETY: No requirements; callers of anything here may sleep.
+    unsafe { bindings::msleep(ms) };
+}
+
+/// The operations of a mapping with DAX entries.
+struct Aops;
+
+impl Aops {
+    /// What is stored to a mapping is where it belongs: there is no writeback.
+    const TABLE: bindings::address_space_operations = bindings::address_space_operations {
+        dirty_folio: Some(bindings::noop_dirty_folio),
+        ..pin_init::zeroed()
+    };
+}
