@@ -30,6 +30,12 @@ struct famfs_fake_dax {
 	struct dax_device *dax_dev;
 	void *mem;
 	long pages;
+	/* Strikes when the memory is looked up next, unless its length is 0. */
+	struct {
+		u64 offset;
+		u64 len;
+		int flags;
+	} failure;
 };
 
 static struct dax_device_driver fsdev_driver = {
@@ -51,6 +57,10 @@ static long fake_direct_access(struct dax_device *dax_dev, pgoff_t pgoff,
 	struct famfs_fake_dax *dax;
 
 	dax = container_of(dev_dax, struct famfs_fake_dax, dev_dax);
+	if (dax->failure.len)
+		dax_holder_notify_failure(dax_dev, dax->failure.offset,
+					  xchg(&dax->failure.len, 0),
+					  dax->failure.flags);
 	if (pgoff >= dax->pages || nr_pages > dax->pages - (long)pgoff)
 		return -EFAULT;
 	if (kaddr)
@@ -124,6 +134,14 @@ int famfs_fake_dax_fail(struct famfs_fake_dax *dax, u64 offset, u64 len,
 	return dax_holder_notify_failure(dax->dax_dev, offset, len, flags);
 }
 
+void famfs_fake_dax_fail_on_access(struct famfs_fake_dax *dax, u64 offset,
+				   u64 len, int flags)
+{
+	dax->failure.offset = offset;
+	dax->failure.flags = flags;
+	dax->failure.len = len;
+}
+
 void famfs_fake_dax_lock(struct famfs_fake_dax *dax)
 {
 	device_lock(&dax->dev_dax.dev);
@@ -183,9 +201,9 @@ int fuse_fmap_register(const struct fuse_fmap_ops *ops)
 	return cmpxchg(&fake_ops, NULL, ops) ? -EBUSY : 0;
 }
 
-void fuse_fmap_unregister(const struct fuse_fmap_ops *ops)
+void fuse_fmap_unregister(void)
 {
-	WARN_ON(cmpxchg(&fake_ops, ops, NULL) != ops);
+	WARN_ON(!xchg(&fake_ops, NULL));
 }
 
 static struct {
@@ -255,9 +273,35 @@ ssize_t fuse_fmap_request(struct inode *inode, u32 opcode, u64 nodeid,
 	return len;
 }
 
+static DEFINE_MUTEX(install_lock);
+/* Under install_lock. */
+static int install_error;
+
+/* Nothing is installed from now on until the lock is given back. */
+void famfs_fake_install_lock(void)
+{
+	mutex_lock(&install_lock);
+	install_error = 0;
+}
+
+/* The next one fails with @error if that is not 0. */
+void famfs_fake_install_unlock(int error)
+{
+	install_error = error;
+	mutex_unlock(&install_lock);
+}
+
 int fuse_fmap_install(struct inode *inode, void *fmap, loff_t size,
 		      const struct address_space_operations *aops)
 {
+	int error;
+
+	scoped_guard(mutex, &install_lock) {
+		error = install_error;
+		install_error = 0;
+	}
+	if (error)
+		return error;
 	guard(spinlock)(&inode->i_lock);
 
 	if (inode->i_private)
@@ -349,12 +393,10 @@ ssize_t famfs_fake_rw(struct file *file, loff_t pos, void *buf, size_t len,
 }
 
 /* Number of extents. */
-int famfs_fake_fiemap(struct file *file)
+int famfs_fake_fiemap(struct file *file, u64 start, u64 len)
 {
 	struct fiemap_extent_info info = {};
-	struct inode *inode = file_inode(file);
-	int err;
+	int err = fake_ops->fiemap(file_inode(file), &info, start, len);
 
-	err = fake_ops->fiemap(inode, &info, 0, i_size_read(inode));
 	return err ?: info.fi_extents_mapped;
 }

@@ -16,6 +16,8 @@ void famfs_fake_dax_kill(struct famfs_fake_dax *dax);
 bool famfs_fake_dax_is_held(struct famfs_fake_dax *dax);
 int famfs_fake_dax_fail(struct famfs_fake_dax *dax, u64 offset, u64 len,
 			int flags);
+void famfs_fake_dax_fail_on_access(struct famfs_fake_dax *dax, u64 offset,
+				   u64 len, int flags);
 void famfs_fake_dax_lock(struct famfs_fake_dax *dax);
 void famfs_fake_dax_unlock(struct famfs_fake_dax *dax);
 
@@ -35,7 +37,10 @@ s64 famfs_fake_size(struct file *file);
 int famfs_fake_users(struct file *file);
 ssize_t famfs_fake_rw(struct file *file, loff_t pos, void *buf, size_t len,
 		      bool write);
-int famfs_fake_fiemap(struct file *file);
+int famfs_fake_fiemap(struct file *file, u64 start, u64 len);
+
+void famfs_fake_install_lock(void);
+void famfs_fake_install_unlock(int error);
 
 void famfs_fake_serve(const void *fmap, size_t fmap_len, const void *daxdev,
 		      size_t daxdev_len, int error);

@@ -15,17 +15,16 @@ use kernel::{
         c_void, //
     },
     prelude::*,
-    types::ForeignOwnable, //
+    types::{
+        ForeignOwnable,
+        NotThreadSafe, //
+    },
 };
 
 use crate::{
     file::FileMap,
     mount,
-    provider::Famfs,
-    sys::{
-        dax::DaxDevice,
-        fuse::Slot, //
-    },
+    sys::dax::DaxDevice,
     tail::{
         Head,
         TailBox, //
@@ -43,6 +42,7 @@ unsafe extern "C" {
     fn famfs_fake_dax_kill(dax: *mut c_void);
     fn famfs_fake_dax_is_held(dax: *mut c_void) -> bool;
     fn famfs_fake_dax_fail(dax: *mut c_void, offset: u64, len: u64, flags: c_int) -> c_int;
+    fn famfs_fake_dax_fail_on_access(dax: *mut c_void, offset: u64, len: u64, flags: c_int);
     fn famfs_fake_dax_lock(dax: *mut c_void);
     fn famfs_fake_dax_unlock(dax: *mut c_void);
     fn famfs_fake_fd(dax: *mut c_void) -> c_int;
@@ -58,7 +58,9 @@ unsafe extern "C" {
     fn famfs_fake_size(file: *mut c_void) -> i64;
     fn famfs_fake_users(file: *mut c_void) -> c_int;
     fn famfs_fake_rw(file: *mut c_void, pos: i64, buf: *mut u8, len: usize, write: bool) -> isize;
-    fn famfs_fake_fiemap(file: *mut c_void) -> c_int;
+    fn famfs_fake_fiemap(file: *mut c_void, start: u64, len: u64) -> c_int;
+    safe fn famfs_fake_install_lock();
+    fn famfs_fake_install_unlock(error: c_int);
     fn famfs_fake_serve(
         fmap: *const u8,
         fmap_len: usize,
@@ -114,6 +116,12 @@ impl Dax {
     pub(crate) fn fail(&self, offset: u64, len: u64, flags: i32) -> Result {
         // SAFETY: `self` keeps the device.
         to_result(unsafe { famfs_fake_dax_fail(self.0.as_ptr(), offset, len, flags) })
+    }
+
+    /// Notifies the holder when it looks up memory next, before it gets an answer.
+    pub(crate) fn fail_on_access(&self, offset: u64, len: u64, flags: i32) {
+        // SAFETY: `self` keeps the device.
+        unsafe { famfs_fake_dax_fail_on_access(self.0.as_ptr(), offset, len, flags) };
     }
 
     /// The driver goes away.
@@ -177,9 +185,10 @@ impl Drop for Fd {
 
 /// Shows the words of a box to `f`, by its raw pointer.
 pub(crate) fn through_raw<H: Head>(boxed: TailBox<H>, f: impl FnOnce(&[u64])) -> TailBox<H> {
+    let len = boxed.tail_len();
     let raw = boxed.into_raw();
-    // SAFETY: It came from `into_raw`, and is valid until `from_raw` has taken it.
-    f(unsafe { TailBox::words(raw) });
+    // SAFETY: It came from `into_raw`, has this length, and is valid until `from_raw` has taken it.
+    f(unsafe { TailBox::words(raw, len) });
     // SAFETY: It came from `into_raw`, and is not used any more.
     unsafe { TailBox::from_raw(raw) }
 }
@@ -293,8 +302,37 @@ impl Drop for Conn {
     }
 }
 
+/// Installing, held up: the provider waits with a map that is ready.
+pub(crate) struct HeldUp(NotThreadSafe);
+
+impl HeldUp {
+    pub(crate) fn new() -> Self {
+        famfs_fake_install_lock();
+        Self(NotThreadSafe)
+    }
+
+    /// Lets the next one fail.
+    pub(crate) fn fail(self, error: Error) {
+        core::mem::forget(self);
+        // SAFETY: The lock was taken with this value, by the same thread.
+        unsafe { famfs_fake_install_unlock(error.to_errno()) };
+    }
+}
+
+impl Drop for HeldUp {
+    fn drop(&mut self) {
+        // SAFETY: The lock was taken with this value, by the same thread.
+        unsafe { famfs_fake_install_unlock(0) };
+    }
+}
+
 /// An inode of fs/fuse, open, though the provider has not been told.
 pub(crate) struct File(NonNull<c_void>);
+
+// SAFETY: Files are used by any thread.
+unsafe impl Send for File {}
+// SAFETY: As above.
+unsafe impl Sync for File {}
 
 impl File {
     pub(crate) fn new() -> Result<Self> {
@@ -324,11 +362,9 @@ impl File {
 
     /// The head of its map.
     pub(crate) fn map(&self) -> Option<&FileMap> {
-        // SAFETY: The provider installed the map, and `evict` is not called while it is looked at.
-        unsafe {
-            let slot = famfs_fake_fmap(self.0.as_ptr()).cast::<Slot<Famfs>>();
-            slot.as_ref().map(|slot| slot.head())
-        }
+        // SAFETY: The provider installed what starts with it, a `Slot`, and `evict` is not called
+        // while it is looked at.
+        unsafe { famfs_fake_fmap(self.0.as_ptr()).cast::<FileMap>().as_ref() }
     }
 
     /// Bytes, as the inode says.
@@ -354,10 +390,10 @@ impl File {
         done(unsafe { famfs_fake_rw(self.0.as_ptr(), pos, ptr, buf.len(), true) })
     }
 
-    /// Number of extents that FIEMAP shows.
-    pub(crate) fn extents(&self) -> Result<usize> {
+    /// Number of extents that FIEMAP shows in `len` bytes from `start` on.
+    pub(crate) fn extents(&self, start: u64, len: u64) -> Result<usize> {
         // SAFETY: `self` keeps the file.
-        done(unsafe { famfs_fake_fiemap(self.0.as_ptr()) } as isize)
+        done(unsafe { famfs_fake_fiemap(self.0.as_ptr(), start, len) } as isize)
     }
 }
 

@@ -33,10 +33,12 @@ mod failure;
 mod fake;
 mod fixture;
 mod iomap_begin;
+mod jobs;
 mod lifetimes;
 mod message;
 mod parse;
 mod resolve;
+mod rmap;
 mod table;
 mod vectors;
 

@@ -30,7 +30,7 @@ use crate::{
     },
     message::MIB,
     sys::{
-        fuse::FileRef,
+        inode::FileRef,
         iomap::Mapping, //
     },
 };

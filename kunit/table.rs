@@ -5,18 +5,9 @@
 use kernel::{
     prelude::*,
     sync::{
-        atomic::{
-            Acquire,
-            Atomic,
-            Full, //
-        },
+        atomic::Acquire,
         Arc, //
     },
-    time::{
-        delay::fsleep,
-        Delta, //
-    },
-    workqueue, //
 };
 
 use crate::{
@@ -29,61 +20,13 @@ use crate::{
         POISON, //
     },
     fixture::DAX_BYTES,
+    jobs::Jobs,
     message::{
         daxdev,
         simple,
         MIB, //
     },
 };
-
-/// Jobs that run at the same time.
-struct Jobs {
-    started: Atomic<u32>,
-    failed: Atomic<u32>,
-    done: Atomic<u32>,
-}
-
-impl Jobs {
-    fn new() -> Result<Arc<Self>> {
-        let jobs = Self {
-            started: Atomic::new(0),
-            failed: Atomic::new(0),
-            done: Atomic::new(0),
-        };
-        Ok(Arc::new(jobs, GFP_KERNEL)?)
-    }
-
-    fn spawn(self: &Arc<Self>, job: impl FnOnce() -> Result + Send + 'static) -> Result {
-        let jobs = self.clone();
-        let job = move || {
-            jobs.started.fetch_add(1, Full);
-            if job().is_err() {
-                jobs.failed.fetch_add(1, Full);
-            }
-            jobs.done.fetch_add(1, Full);
-        };
-        workqueue::system_long().try_spawn(GFP_KERNEL, job)?;
-        Ok(())
-    }
-
-    /// Whether `n` jobs have got so far within five seconds.
-    fn reach(count: &Atomic<u32>, n: u32) -> bool {
-        for _ in 0..500 {
-            if count.load(Acquire) == n {
-                return true;
-            }
-            fsleep(Delta::from_millis(10));
-        }
-        false
-    }
-
-    /// Waits until they have all begun, and have had the time to get stuck.
-    fn settle(&self, n: u32) -> bool {
-        let started = Self::reach(&self.started, n);
-        fsleep(Delta::from_millis(50));
-        started
-    }
-}
 
 /// A mount and a device, which the mount lets go of first.
 struct Bench {
