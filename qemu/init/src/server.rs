@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
 
-use crate::fmap::Fmap;
+use crate::fmap::{self, Fmap};
+use crate::sys::daxdev_open;
 use crate::wire::{self, Request};
 
 const ROOT: u64 = 1;
@@ -28,6 +29,8 @@ const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 pub enum Answer {
     Bytes(Vec<u8>),
     Errno(i32),
+    /// The header of an fmap that is one byte larger than whatever the kernel has room for.
+    AlwaysMore,
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +93,8 @@ struct Seen {
     counts: BTreeMap<u32, u64>,
     /// Length of each GET_FMAP request.
     fmap_request_lens: Vec<usize>,
+    /// What each GET_FMAP request says of the kernel's buffer.
+    fmap_rooms: Vec<Option<u32>>,
     /// Flags that the kernel offered in INIT.
     offered: u64,
     fmap_offered: bool,
@@ -98,6 +103,8 @@ struct Seen {
 /// A mounted test file system; dropping it unmounts.
 pub struct TestFs {
     dir: String,
+    /// The server's, for its ioctl.
+    dev: File,
     seen: Arc<Mutex<Seen>>,
     mounted: bool,
 }
@@ -131,10 +138,11 @@ impl TestFs {
         )
         .context("mount the test file system")?;
         let seen = Arc::new(Mutex::new(Seen::default()));
-        let thread_seen = Arc::clone(&seen);
-        std::thread::spawn(move || serve_until_unmounted(dev, &serve, &thread_seen));
+        let (thread_dev, thread_seen) = (dev.try_clone()?, Arc::clone(&seen));
+        std::thread::spawn(move || serve_until_unmounted(thread_dev, &serve, &thread_seen));
         let fs = Self {
             dir,
+            dev,
             seen,
             mounted: true,
         };
@@ -185,6 +193,19 @@ impl TestFs {
 
     pub fn fmap_request_lens(&self) -> Vec<usize> {
         self.seen().fmap_request_lens.clone()
+    }
+
+    pub fn fmap_rooms(&self) -> Vec<Option<u32>> {
+        self.seen().fmap_rooms.clone()
+    }
+
+    /// Hands a daxdev over by its descriptor, as the push generation does.
+    pub fn push(&self, device: &File, index: u64) -> std::io::Result<()> {
+        self.push_raw(device.as_raw_fd(), 0, index)
+    }
+
+    pub fn push_raw(&self, fd: i32, flags: u32, index: u64) -> std::io::Result<()> {
+        daxdev_open(&self.dev, fd, flags, index)
     }
 
     pub fn fmap_offered(&self) -> bool {
@@ -263,7 +284,10 @@ fn note(request: &Request, seen: &Mutex<Seen>) {
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     *seen.counts.entry(request.opcode).or_default() += 1;
     match request.opcode {
-        wire::GET_FMAP => seen.fmap_request_lens.push(request.len),
+        wire::GET_FMAP => {
+            seen.fmap_request_lens.push(request.len);
+            seen.fmap_rooms.push(wire::u32_at(request.body, 0));
+        }
         wire::INIT => {
             seen.offered = wire::init_flags(request.body);
             seen.fmap_offered = seen.offered & wire::dax_fmap_bit(request.body) != 0;
@@ -311,9 +335,14 @@ fn answer(serve: &Serve, request: &Request) -> Option<(i32, Vec<u8>)> {
         wire::STATFS => found(vec![0; 80]),
         wire::CREATE => failed(libc::ENOTSUP),
         wire::GET_FMAP => {
-            let (errno, mut body) = deliver(file.map(|file| &file.fmap), libc::ENOENT)?;
+            let room = wire::fmap_room(request.body);
+            let fmap = file.map(|file| &file.fmap);
+            if matches!(fmap, Some(Answer::AlwaysMore)) {
+                return found(more_than(room));
+            }
+            let (errno, mut body) = deliver(fmap, libc::ENOENT)?;
             // What does not fit is announced by the header alone, which holds the size of it all.
-            if body.len() > wire::fmap_room(request.body) {
+            if body.len() > room {
                 body.truncate(wire::FMAP_HEADER);
             }
             Some((errno, body))
@@ -323,10 +352,17 @@ fn answer(serve: &Serve, request: &Request) -> Option<(i32, Vec<u8>)> {
     }
 }
 
+/// The header of an fmap that does not fit.
+fn more_than(room: usize) -> Vec<u8> {
+    let mut header = fmap::header(0, 1, fmap::AU).0;
+    header.splice(12..16, (room as u32 + 1).to_le_bytes());
+    header
+}
+
 fn deliver(answer: Option<&Answer>, otherwise: i32) -> Option<(i32, Vec<u8>)> {
     Some(match answer {
         Some(Answer::Bytes(bytes)) => (0, bytes.clone()),
         Some(Answer::Errno(errno)) => (*errno, Vec::new()),
-        None => (otherwise, Vec::new()),
+        Some(Answer::AlwaysMore) | None => (otherwise, Vec::new()),
     })
 }

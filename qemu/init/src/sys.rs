@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The only file with `unsafe`: mappings whose memory may vanish, the signal handler that reports it, and one ioctl
+//! The only file with `unsafe`: mappings whose memory may vanish, the signal handler that reports it, and the ioctls
 //! that no library wraps.
 
 use std::fs::File;
@@ -157,6 +157,31 @@ pub fn scan_pages(mapping: &Mapping) -> io::Result<Vec<PageRegion>> {
     let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
     regions.truncate(usize::try_from(count).map_err(|_| io::Error::last_os_error())?);
     Ok(regions)
+}
+
+/// `struct fuse_backing_map` of linux/fuse.h, as FUSE_DEV_IOC_DAXDEV_OPEN uses it.
+#[repr(C)]
+struct FuseBackingMap {
+    fd: i32,
+    flags: u32,
+    daxdev_index: u64,
+}
+
+/// _IOW(229, 4, struct fuse_backing_map)
+const FUSE_DEV_IOC_DAXDEV_OPEN: libc::c_ulong = 0x4010_e504;
+
+/// Hands the daxdev behind `fd` to the connection of `fuse`. Any number will do: the kernel is to judge.
+pub fn daxdev_open(fuse: &File, fd: i32, flags: u32, daxdev_index: u64) -> io::Result<()> {
+    let map = FuseBackingMap {
+        fd,
+        flags,
+        daxdev_index,
+    };
+    // SAFETY: The request reads the 16 bytes of `map`, which outlives the call, and no other memory.
+    match unsafe { libc::ioctl(fuse.as_raw_fd(), FUSE_DEV_IOC_DAXDEV_OPEN, &raw const map) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Makes SIGBUS print "sigbus CODE ADDRESS" (decimal, hexadecimal) on standard output and end the process.

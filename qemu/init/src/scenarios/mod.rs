@@ -17,6 +17,7 @@ mod kinds;
 mod lifetime;
 mod modules;
 mod protocol;
+mod push;
 mod refusals;
 mod tool;
 mod wrong_use;
@@ -26,12 +27,13 @@ pub use protocol::is_offered;
 pub type Test = fn(&Guest, &mut Channel) -> Result<()>;
 
 /// (name, tests as (name, function)).
-const SCENARIOS: [(&str, &[(&str, Test)]); 11] = [
+const SCENARIOS: [(&str, &[(&str, Test)]); 12] = [
     ("kunit", modules::KUNIT),
     ("stock", modules::STOCK),
     ("module", modules::MODULE),
     ("contents", contents::TESTS),
     ("protocol", protocol::TESTS),
+    ("push", push::TESTS),
     ("refusals", refusals::TESTS),
     ("faults", faults::TESTS),
     ("lifetime", lifetime::TESTS),
