@@ -128,6 +128,14 @@ make_tree() {
 	done
 }
 
+# seed NAME: gives the patched tree the stock one's products in the directory NAME, so that only what the patches change
+# is compiled. Those were made after the patches were applied: make must not take them for up to date.
+seed() {
+	cp -a --reflink=auto "$STOCK/$1" "$PATCHED/$1"
+	[ "${#PATCHES[@]}" -eq 0 ] || sed -nE 's,^\+\+\+ b/([^[:space:]]+).*,\1,p' "${PATCHES[@]}" | sort -u |
+		(cd "$PATCHED" && xargs touch --)
+}
+
 patch_reason() {
 	awk '/^patching file/ { f = $3 } /FAILED|can.t find file|Reversed|malformed/ { print (f ? f ": " : "") $0; exit }' "$LOG"
 }
@@ -180,7 +188,8 @@ build_all() {
 		build "$STOCK" stock
 	fi
 	if ! up_to_date "$PATCHED"; then
-		cp -a --reflink=auto "$STOCK/build" "$PATCHED/build"
+		rm -rf "$PATCHED/build"
+		seed build
 		build "$PATCHED" patched
 	fi
 }
@@ -233,7 +242,7 @@ fusedax_check() {
 	cp "$FRAGMENT" "$STOCK/fuse/.config"
 	fuse_objects "$STOCK" FUSE_DAX=y
 	fuse_objects "$STOCK" FUSE_DAX=n
-	cp -a --reflink=auto "$STOCK/fuse" "$PATCHED/fuse"
+	seed fuse
 	rm -f "$PATCHED/fuse/warnings"
 	fuse_objects "$PATCHED" FUSE_DAX=n FUSE_FMAP=y
 	fuse_objects "$PATCHED" FUSE_DAX=y FUSE_FMAP=y

@@ -30,13 +30,15 @@ fresh() {
 	echo CONFIG_FUSE_FS=y >"$REPO/qemu/kernel-$SERIES.config"
 	echo original >"$SRC/fs/fuse/file.c"
 	echo object >"$SRC/object.o"
-	# Counts its builds in $WORK/builds; fails while $WORK/broken exists.
+	# Counts its builds in $WORK/builds; fails while $WORK/broken exists. Like make, it takes a product that is newer
+	# than its source for up to date.
 	cat >"$SRC/Makefile" <<-TOY
 		kernelversion: ; @echo 7.2.99
 		mrproper: ; @rm -f object.o
 		olddefconfig modules modules_prepare: ; @true
 		bzImage: ; @echo x >>$WORK/builds && sleep 0.3 && mkdir -p \$(O)/arch/x86/boot && \\
-		cp fs/fuse/file.c \$(O)/arch/x86/boot/bzImage && test ! -e $WORK/broken
+		{ test \$(O)/arch/x86/boot/bzImage -nt fs/fuse/file.c || cp fs/fuse/file.c \$(O)/arch/x86/boot/bzImage; } && \\
+		test ! -e $WORK/broken
 	TOY
 	touch -d '1 day ago' "$SRC/Makefile" "$SRC/fs/fuse/file.c"
 }
