@@ -72,7 +72,8 @@ const JOBS: [Job; 4] = [
     Job {
         name: "vm",
         topology: &topology::PMEM2,
-        scenarios: "module,contents,protocol,push,refusals,faults,lifetime,tool,wrong_use,failure",
+        scenarios:
+            "module,contents,protocol,push,refusals,faults,lifetime,tool,striped,wrong_use,failure",
         stock: false,
     },
     Job {

@@ -27,7 +27,7 @@ pub use protocol::is_offered;
 pub type Test = fn(&Guest, &mut Channel) -> Result<()>;
 
 /// (name, tests as (name, function)).
-const SCENARIOS: [(&str, &[(&str, Test)]); 12] = [
+const SCENARIOS: [(&str, &[(&str, Test)]); 13] = [
     ("kunit", modules::KUNIT),
     ("stock", modules::STOCK),
     ("module", modules::MODULE),
@@ -38,6 +38,7 @@ const SCENARIOS: [(&str, &[(&str, Test)]); 12] = [
     ("faults", faults::TESTS),
     ("lifetime", lifetime::TESTS),
     ("tool", tool::TESTS),
+    ("striped", tool::STRIPED),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
 ];

@@ -307,7 +307,10 @@ fn memory_of_another_file(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         ServedFile::new(name, &Fmap::simple(size, extents))
     };
     let fs = TestFs::mount(ready.serve(vec![
-        file("first", &[extent(0, 16 * AU, 2 * AU), extent(0, 24 * AU, AU)]),
+        file(
+            "first",
+            &[extent(0, 16 * AU, 2 * AU), extent(0, 24 * AU, AU)],
+        ),
         file("tail", &[extent(0, 17 * AU, AU)]),
         file("second", &[extent(0, 20 * AU, AU), extent(0, 24 * AU, AU)]),
         file("between", &[extent(0, 18 * AU, 6 * AU)]),

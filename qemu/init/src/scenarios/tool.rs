@@ -24,9 +24,11 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
     ("recursive_copy", recursive_copy),
     ("interleaved_file", interleaved_file),
-    ("two_daxdevs", two_daxdevs),
     ("killed_server", killed_server),
 ];
+
+/// For guests with two daxdevs.
+pub const STRIPED: &[(&str, Test)] = &[("two_daxdevs", two_daxdevs)];
 
 pub const MOUNTPOINT: &str = "/mnt/famfs";
 const SIZE: u64 = AU + 4219;
