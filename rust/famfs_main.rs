@@ -5,7 +5,7 @@
 //! A privileged server hands each file's map to the kernel once, when the file is opened first.
 //! From then on faults, reads and writes are resolved here, without the server.
 //!
-//! Layers, each using only those above it:
+//! Layers; the first two use only what is above them:
 //!
 //! - `fmap`: the format of the maps, pure;
 //! - `sys`: safe wrappers, all of the `unsafe`;

@@ -95,7 +95,7 @@ unsafe_places() {
 layers() {
 	none '\b(kernel::bindings|bindings::)' 'kernel::bindings belongs into rust/sys/' 'rust/*.rs' ':!rust/sys/*' &&
 		none '\bcrate::|\bkernel::' 'rust/fmap/ imports core and zerocopy only' 'rust/fmap/*.rs' &&
-		none '\bcrate::(fault|failure|hooks|conn|file_map|dax_table|stats)\b' 'rust/sys/ knows no layer above it' 'rust/sys/*.rs'
+		none '\bcrate::(daxdev|file|mount|open|provider|stats)\b' 'rust/sys/ knows no layer above it' 'rust/sys/*.rs'
 }
 
 item "rustfmt: rust/ and kunit/" kernel_rustfmt
