@@ -8,7 +8,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use famfs_media::Interleave;
 
 use crate::{
-    cp, creat, dump, exit, fill, flush, fsck, getmap, logplay, mkdir, mkfs, mount, size, status,
+    cp, creat, dump, exit, fill, flush, fmap, fsck, getmap, logplay, mkdir, mkfs, mount, size,
+    status,
 };
 
 /// Files on fabric-attached memory: tools and server.
@@ -49,6 +50,8 @@ pub enum Verb {
     Flush(flush::Args),
     /// Show where the bytes of a file are.
     Getmap(getmap::Args),
+    /// Judge replies of servers.
+    Fmap(fmap::Args),
     /// Show what the server of a mount has and has done.
     Status(status::Args),
     /// Let the server of a mount read new log entries.
@@ -135,6 +138,7 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Verify(args) => fill::verify(&args),
         Verb::Flush(args) => flush::run(&args),
         Verb::Getmap(args) => getmap::run(&args),
+        Verb::Fmap(args) => fmap::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Logplay(args) => logplay::run(&args),
     }

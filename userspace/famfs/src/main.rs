@@ -10,6 +10,7 @@ mod dump;
 mod exit;
 mod fill;
 mod flush;
+mod fmap;
 mod fsck;
 mod getmap;
 mod image;
