@@ -70,6 +70,9 @@ enum Verb {
         /// Only tests whose name contains this
         #[arg(long, default_value = "")]
         only: String,
+        /// Where random input starts from
+        #[arg(long, env = "SEED", default_value_t = 1)]
+        seed: u64,
     },
 }
 
@@ -106,7 +109,7 @@ fn run_verb(cli: Cli) -> Result<()> {
         Verb::Initrd => println!("{}", initrd.display()),
         Verb::Demo { topology } => run::demo(&booter()?, topology)?,
         Verb::Shell { topology } => run::shell(&booter()?, topology)?,
-        Verb::Test { only } => run::test(&booter()?, &only)?,
+        Verb::Test { only, seed } => run::test(&booter()?, &only, seed)?,
     }
     Ok(())
 }

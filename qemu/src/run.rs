@@ -73,7 +73,7 @@ const JOBS: [Job; 4] = [
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
-            "module,contents,protocol,push,refusals,faults,lifetime,tool,striped,wrong_use,failure",
+            "module,contents,protocol,push,refusals,hostile,faults,lifetime,tool,striped,wrong_use,failure",
         stock: false,
     },
     Job {
@@ -91,7 +91,9 @@ const JOBS: [Job; 4] = [
 ];
 
 /// Runs every test whose name contains `only`; says at the end how many passed and failed.
-pub fn test(booter: &Booter, only: &str) -> Result<()> {
+///
+/// `seed` is what the tests with random input start from.
+pub fn test(booter: &Booter, only: &str, seed: u64) -> Result<()> {
     let mut tally = Tally::default();
     // A test's name begins with its guest's.
     let (wanted, others): (Vec<&Job>, Vec<&Job>) = JOBS
@@ -99,7 +101,7 @@ pub fn test(booter: &Booter, only: &str) -> Result<()> {
         .partition(|job| only.starts_with(&format!("{}.", job.name)));
     let jobs = if wanted.is_empty() { others } else { wanted };
     for job in jobs {
-        run_job(booter, job, only, &mut tally)?;
+        run_job(booter, job, only, seed, &mut tally)?;
     }
     println!("{}", tally.summary());
     ensure!(tally.failed == 0, "{} tests failed", tally.failed);
@@ -107,7 +109,7 @@ pub fn test(booter: &Booter, only: &str) -> Result<()> {
     Ok(())
 }
 
-fn run_job(booter: &Booter, job: &Job, only: &str, tally: &mut Tally) -> Result<()> {
+fn run_job(booter: &Booter, job: &Job, only: &str, seed: u64, tally: &mut Tally) -> Result<()> {
     let kernel = match (job.stock, &booter.stock_kernel) {
         (false, _) => &booter.kernel,
         (true, Some(kernel)) => kernel,
@@ -124,6 +126,7 @@ fn run_job(booter: &Booter, job: &Job, only: &str, tally: &mut Tally) -> Result<
         format!("famfs.name={}", job.name),
         format!("famfs.scenarios={}", job.scenarios),
         format!("famfs.only={only}"),
+        format!("famfs.seed={seed}"),
     ];
     let machine = booter.machine(job.topology, kernel, job.name, plan)?;
     let mut run = tally.run(job.name);

@@ -32,6 +32,8 @@ pub struct Plan {
     pub scenarios: Vec<String>,
     /// Only tests whose full name contains this.
     pub only: String,
+    /// Where random input starts from.
+    pub seed: u64,
 }
 
 impl Plan {
@@ -70,6 +72,10 @@ impl Plan {
                 .map(str::to_owned)
                 .collect(),
             only: value("famfs.only").unwrap_or("").to_owned(),
+            seed: value("famfs.seed")
+                .unwrap_or("1")
+                .parse()
+                .context("famfs.seed")?,
         })
     }
 }

@@ -2,7 +2,7 @@
 //! Fmaps as the tests build them: the message for the kernel, and an own, deliberately simple answer to where each
 //! byte of the file lies.
 
-use crate::wire::Bytes;
+use crate::wire::{self, u32_at, u64_at, Bytes};
 
 /// Extents and strips come in multiples of this.
 pub const AU: u64 = 2 << 20;
@@ -95,6 +95,41 @@ impl Fmap {
         }
     }
 
+    /// What a message says, whether or not it is allowed; None if it is too short for that.
+    pub fn decode(message: &[u8]) -> Option<Self> {
+        let mut at = wire::FMAP_HEADER;
+        let mut three = || {
+            let words = (u64_at(message, at)?, u64_at(message, at + 8)?);
+            let last = u64_at(message, at + 16)?;
+            at += 24;
+            Some((words.0, words.1, last))
+        };
+        let mut extents = |count: u32| -> Option<Vec<Extent>> {
+            let one = |_| three().map(|(dev, offset, len)| extent(dev as u32, offset, len));
+            (0..count).map(one).collect()
+        };
+        let nextents = u32_at(message, 8)?;
+        let layout = match u32_at(message, 4)? {
+            SIMPLE => Layout::Simple(extents(nextents)?),
+            _ => {
+                let mut list = Vec::new();
+                for _ in 0..nextents {
+                    // The same three words: strips and chunk, bytes, reserved.
+                    let head = *extents(1)?.first()?;
+                    let at = wire::FMAP_HEADER + list_bytes(&list);
+                    list.push(Interleaved {
+                        chunk: u32_at(message, at + 4)?,
+                        nbytes: head.offset,
+                        strips: extents(head.dev)?,
+                    });
+                }
+                Layout::Interleaved(list)
+            }
+        };
+        let size = u64_at(message, 16)?;
+        Some(Self { size, layout })
+    }
+
     /// Where the byte at file offset `pos` lies: device index, device offset. None past the map.
     pub fn locate(&self, pos: u64) -> Option<(u32, u64)> {
         match &self.layout {
@@ -102,7 +137,7 @@ impl Fmap {
                 let mut left = pos;
                 for extent in extents {
                     if left < extent.len {
-                        return Some((extent.dev, extent.offset + left));
+                        return Some((extent.dev, extent.offset.wrapping_add(left)));
                     }
                     left -= extent.len;
                 }
@@ -112,11 +147,17 @@ impl Fmap {
                 let mut left = pos;
                 for one in list {
                     if left < one.nbytes {
+                        if one.chunk == 0 || one.strips.is_empty() {
+                            return None;
+                        }
                         let chunk = u64::from(one.chunk);
                         let strips = one.strips.len() as u64;
                         let (index, within) = (left / chunk, left % chunk);
                         let strip = one.strips[(index % strips) as usize];
-                        return Some((strip.dev, strip.offset + index / strips * chunk + within));
+                        return Some((
+                            strip.dev,
+                            strip.offset.wrapping_add(index / strips * chunk + within),
+                        ));
                     }
                     left -= one.nbytes;
                 }
@@ -124,6 +165,11 @@ impl Fmap {
             }
         }
     }
+}
+
+/// Bytes of interleaved extents and their strips.
+fn list_bytes(list: &[Interleaved]) -> usize {
+    list.iter().map(|one| 24 + 24 * one.strips.len()).sum()
 }
 
 /// file_type 0, version 1, reserved fields and the size of the message zero.

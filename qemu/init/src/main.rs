@@ -7,6 +7,7 @@ mod cmdline;
 mod dax;
 mod demo;
 mod fmap;
+mod hostile;
 mod module;
 mod pid1;
 mod probe;

@@ -17,6 +17,8 @@ pub struct Guest {
     pub devices: Vec<DaxDev>,
     /// Loads and stores to the devices run at the machine's own speed.
     pub fast: bool,
+    /// Where random input starts from.
+    pub seed: u64,
 }
 
 pub fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
     let guest = Guest {
         devices: dax::set_up(plan.memory)?,
         fast: plan.memory != Memory::Cxl,
+        seed: plan.seed,
     };
     match plan.mode {
         Mode::Shell => shell::run(&guest),

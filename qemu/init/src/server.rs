@@ -100,6 +100,26 @@ struct Seen {
     fmap_offered: bool,
 }
 
+/// Mounts a FUSE file system on a new folder; gives its path and the server's descriptor.
+pub fn mount_fuse(user_id: u32, flags: MountFlags) -> Result<(String, File)> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let dir = format!("/mnt/test{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    std::fs::create_dir_all(&dir)?;
+    let dev = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .context("/dev/fuse")?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id={user_id},group_id=0,allow_other",
+        dev.as_raw_fd()
+    );
+    let options = std::ffi::CString::new(options)?;
+    mount("famfs-test", &dir, "fuse", flags, options.as_c_str())
+        .context("mount the test file system")?;
+    Ok((dir, dev))
+}
+
 /// A mounted test file system; dropping it unmounts.
 pub struct TestFs {
     dir: String,
@@ -116,27 +136,7 @@ impl TestFs {
 
     /// Mounts on behalf of another user, as fusermount does.
     pub fn mount_for(user_id: u32, serve: Serve) -> Result<Self> {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let dir = format!("/mnt/test{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        std::fs::create_dir_all(&dir)?;
-        let dev = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .context("/dev/fuse")?;
-        let options = format!(
-            "fd={},rootmode=40000,user_id={user_id},group_id=0,allow_other",
-            dev.as_raw_fd()
-        );
-        let options = std::ffi::CString::new(options)?;
-        mount(
-            "famfs-test",
-            &dir,
-            "fuse",
-            MountFlags::empty(),
-            options.as_c_str(),
-        )
-        .context("mount the test file system")?;
+        let (dir, dev) = mount_fuse(user_id, MountFlags::empty())?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (thread_dev, thread_seen) = (dev.try_clone()?, Arc::clone(&seen));
         std::thread::spawn(move || serve_until_unmounted(thread_dev, &serve, &thread_seen));

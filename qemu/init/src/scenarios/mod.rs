@@ -13,6 +13,7 @@ mod contents;
 mod failure;
 mod faults;
 mod fixture;
+mod hostile;
 mod kinds;
 mod lifetime;
 mod modules;
@@ -35,6 +36,7 @@ const SCENARIOS: [(&str, &[(&str, Test)]); 13] = [
     ("protocol", protocol::TESTS),
     ("push", push::TESTS),
     ("refusals", refusals::TESTS),
+    ("hostile", hostile::TESTS),
     ("faults", faults::TESTS),
     ("lifetime", lifetime::TESTS),
     ("tool", tool::TESTS),
