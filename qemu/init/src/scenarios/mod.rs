@@ -28,7 +28,7 @@ pub use protocol::is_offered;
 pub type Test = fn(&Guest, &mut Channel) -> Result<()>;
 
 /// (name, tests as (name, function)).
-const SCENARIOS: [(&str, &[(&str, Test)]); 13] = [
+const SCENARIOS: [(&str, &[(&str, Test)]); 14] = [
     ("kunit", modules::KUNIT),
     ("stock", modules::STOCK),
     ("module", modules::MODULE),
