@@ -50,17 +50,17 @@ mod tests {
         assert_eq!(map.map(2 * MIB), Ok((1, 2 * MIB, 2 * MIB)));
         assert_eq!(map.map(6 * MIB - 1), Ok((2, 6 * MIB - 1, 1)));
         assert_eq!(map.map(6 * MIB), Ok((0, 2 * MIB, 2 * MIB)));
-        assert_eq!(map.map(12 * MIB), Err(EIO));
+        assert_eq!(map.map(12 * MIB), Err(ENOENT));
         Ok(())
     }
 
     #[test]
     fn there_is_nothing_past_the_end() -> Result {
         let map = two_devices(Policy::Device)?;
-        assert_eq!(map.map(7 * MIB - 1), Err(EIO));
-        assert_eq!(map.map(8 * MIB), Err(EIO));
-        assert_eq!(map.map(i64::MAX as u64), Err(EIO));
-        assert_eq!(map.map(u64::MAX), Err(EIO));
+        assert_eq!(map.map(7 * MIB - 1), Err(ENOENT));
+        assert_eq!(map.map(8 * MIB), Err(ENOENT));
+        assert_eq!(map.map(i64::MAX as u64), Err(ENOENT));
+        assert_eq!(map.map(u64::MAX), Err(ENOENT));
         Ok(())
     }
 
@@ -70,7 +70,7 @@ mod tests {
         map.file().suspect();
         assert!(map.file().is_suspect());
         assert_eq!(map.map(1), Ok((1, 2 * MIB + 1, 4 * MIB - 1)));
-        assert_eq!(map.map(7 * MIB - 1), Err(EIO));
+        assert_eq!(map.map(7 * MIB - 1), Err(ENOENT));
         Ok(())
     }
 

@@ -8,7 +8,7 @@
 //! Layers; the first two use only what is above them:
 //!
 //! - `fmap`: the format of the maps, pure;
-//! - `sys`: safe wrappers, all of the `unsafe`;
+//! - `sys`: safe wrappers around what is C;
 //! - the rest: `daxdev` (a device and its failures), `file` (a file's map, the hot path), `mount`
 //!   (what belongs to a connection), `open` (the protocol), `stats` (debugfs).
 //!

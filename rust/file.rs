@@ -129,7 +129,8 @@ impl FileMap {
             .flat_map(move |(slot, _)| self.layout.file_ranges(words, slot, dev.clone()))
     }
 
-    /// The memory behind byte `pos`, for a fault. `EIO` past the end of the file.
+    /// The memory behind byte `pos`, for a fault. `ENOENT` past the end of the file, which ends
+    /// a FIEMAP listing; fs/dax.c doesn't ask there.
     #[inline]
     pub(crate) fn map(file: FileRef<'_, Self>, pos: u64) -> Result<Mapping<'_, DaxState>> {
         Self::locate(file, pos, Access::Fault)
@@ -138,7 +139,7 @@ impl FileMap {
     #[inline]
     fn locate(file: FileRef<'_, Self>, pos: u64, access: Access) -> Result<Mapping<'_, DaxState>> {
         let FileRef { head, words } = file;
-        let run = head.layout.resolve(words, pos).ok_or(EIO)?;
+        let run = head.layout.resolve(words, pos).ok_or(ENOENT)?;
         let dev = head.devices.get(run.slot).ok_or(EIO)?;
         let mut len = run.len;
         if head.is_suspect() {

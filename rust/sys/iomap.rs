@@ -50,7 +50,7 @@ impl<P: FmapProvider> IomapTable<P> {
         inode: *mut bindings::inode,
         pos: bindings::loff_t,
         _length: bindings::loff_t,
-        flags: ffi::c_uint,
+        _flags: ffi::c_uint,
         iomap: *mut bindings::iomap,
         _srcmap: *mut bindings::iomap,
     ) -> ffi::c_int {
@@ -74,8 +74,6 @@ impl<P: FmapProvider> IomapTable<P> {
                 }
                 0
             }
-            // For FIEMAP the end of the file is no error.
-            Err(_) if flags & bindings::IOMAP_REPORT != 0 => ENOENT.to_errno(),
             Err(error) => error.to_errno(),
         }
     }
