@@ -245,6 +245,8 @@ mod tests {
         assert!(is_suspect(&setup.both) && is_suspect(&setup.second));
         assert_eq!(read(&setup.second, 0), Err(ENXIO));
         assert_eq!(setup.second.write(0, &[1]), Err(ENXIO));
+        // No empty listing, as past the end.
+        assert_eq!(setup.second.extents(0, MIB), Err(ENXIO));
         assert_eq!(read(&setup.both, 2 * MIB), Err(ENXIO));
         assert_eq!(read(&setup.both, 0), Ok(4));
         let file = File::new()?;
