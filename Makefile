@@ -4,6 +4,7 @@
 # beside this file, so `make -C $KDIR M=$PWD` works without it.
 
 TOPOLOGY ?= cxl
+MINUTES ?= 10
 
 paths := $(shell scripts/kernel.sh paths)
 path_of = $(patsubst $(1)=%,%,$(filter $(1)=%,$(paths)))
@@ -34,7 +35,7 @@ cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
 harness = $(call cargo,qemu) run --release --quiet --
 
 .PHONY: help all packages kernel fusedax-check modules userspace harness initrd demo shell \
-	test test-host test-vm lint where tools clean distclean
+	test test-host test-fuzz test-vm fuzz lint where tools clean distclean
 
 help:
 	@echo 'famfs-rs: shared memory as files'
@@ -50,6 +51,7 @@ help:
 	@echo '  make modules     famfs.ko and the KUnit module'
 	@echo '  make userspace   the famfs binary'
 	@echo '  make test-host   the unit tests alone; test-vm: those in the guest alone'
+	@echo '  make fuzz        a long run of the fuzzers (MINUTES=10, each)'
 	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
 	@echo '  make -s where    NAME=path of each thing that is built'
 	@echo '  make packages    what this machine needs (as root: installs it)'
@@ -96,6 +98,13 @@ endif
 test-host: packages
 	@$(call cargo,userspace) test --workspace --locked --no-fail-fast
 	@$(call cargo,qemu) test --workspace --locked --no-fail-fast
+
+# A bounded run; what grows the seeds is `fuzz`.
+test-fuzz: packages
+	@export PATH="$$(scripts/host-packages.sh path)" && userspace/fuzz/run test
+
+fuzz: packages
+	@export PATH="$$(scripts/host-packages.sh path)" && userspace/fuzz/run $$(($(MINUTES) * 60))
 
 test-vm: modules userspace
 	@$(harness) test

@@ -62,7 +62,7 @@ cargo_clippy() {
 
 shell_scripts() {
 	local files
-	mapfile -t files < <(tracked scripts .ci | grep -v '\.awk$')
+	mapfile -t files < <(tracked scripts .ci userspace/fuzz/run | grep -v '\.awk$')
 	shellcheck -x "${files[@]}"
 }
 
@@ -74,7 +74,7 @@ spdx() {
 			echo "$file: no SPDX line at its top"
 			bad=1
 		fi
-	done < <(tracked | grep -vE '(^LICENSES/|\.(lock|json|jsonl|bin|hex|patch)$|proptest-regressions/)')
+	done < <(tracked | grep -vE '(^LICENSES/|\.(lock|json|jsonl|bin|hex|patch)$|proptest-regressions/|^userspace/fuzz/seeds/)')
 	return $bad
 }
 
@@ -109,7 +109,7 @@ item "size of the patches" patch_size patches/linux-"$SERIES"/*.patch
 while read -r file; do
 	item "checkpatch --strict: $file" checkpatch --no-tree -f "$file"
 done < <(tracked '*.c' '*.h')
-for workspace in userspace qemu; do
+for workspace in userspace userspace/fuzz qemu; do
 	item "cargo fmt: $workspace/" cargo_fmt "$workspace"
 	item "cargo clippy: $workspace/" cargo_clippy "$workspace"
 done

@@ -51,5 +51,6 @@ fi
 tier lint "${make[@]}" lint
 tier pipeline scripts/test-pipeline.sh
 tier host "${make[@]}" test-host
+tier fuzz "${make[@]}" test-fuzz
 tier vm "${make[@]}" test-vm
 close
