@@ -6,7 +6,8 @@
 TOPOLOGY ?= cxl
 MINUTES ?= 10
 
-paths := $(shell scripts/kernel.sh paths)
+# make before 4.4 hides from $(shell) what its own command line sets.
+paths := $(shell KERNEL_SRC='$(KERNEL_SRC)' VARIANT='$(VARIANT)' scripts/kernel.sh paths)
 path_of = $(patsubst $(1)=%,%,$(filter $(1)=%,$(paths)))
 
 ifdef KDIR
@@ -18,10 +19,13 @@ endif
 BZIMAGE ?= $(KDIR)/arch/x86/boot/bzImage
 BZIMAGE_STOCK ?= $(call path_of,BZIMAGE_STOCK)
 SYSTEM_MAP ?= $(KDIR)/System.map
-KO := $(CURDIR)/rust/famfs.ko
-KUNIT_KO := $(CURDIR)/kunit/famfs_kunit.ko
+# Modules for another kernel are built in a copy: kbuild would take the products
+# of one kernel that lie in the tree for those of the other.
+OUT := $(CURDIR)$(VARIANT:%=/target/%)
+KO := $(OUT)/rust/famfs.ko
+KUNIT_KO := $(OUT)/kunit/famfs_kunit.ko
 FAMFS := $(CURDIR)/userspace/target/x86_64-unknown-linux-gnu/release/famfs
-INITRD := $(CURDIR)/qemu/target/guest/initrd.cpio
+INITRD := $(CURDIR)/qemu/target/guest/initrd$(VARIANT:%=-%).cpio
 outputs := KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 
 # Targets and flags that the caller's environment may set would move the outputs.
@@ -47,7 +51,8 @@ help:
 	@echo
 	@echo '  make all         kernel, modules, userspace and the guest'"'"'s image'
 	@echo '  make kernel      Linux 7.2 with patches/, into the cache'
-	@echo '                   (KERNEL_SRC=DIR: from this source; KDIR=DIR: use this built tree)'
+	@echo '                   (KERNEL_SRC=DIR: from this source; KDIR=DIR: use this built tree;'
+	@echo '                   VARIANT=debug: with all checkers, see qemu/kernel-7.2.debug.config)'
 	@echo '  make modules     famfs.ko and the KUnit module'
 	@echo '  make userspace   the famfs binary'
 	@echo '  make test-host   the unit tests alone; test-vm: those in the guest alone'
@@ -72,7 +77,10 @@ fusedax-check: kernel
 	@scripts/kernel.sh fusedax-check
 
 modules: kernel
-	@scripts/kmake -s -C $(KDIR) M=$(CURDIR) modules
+ifdef VARIANT
+	@mkdir -p $(OUT) && rsync -a --delete --exclude-from=.gitignore Kbuild rust kunit testdata $(OUT)/
+endif
+	@scripts/kmake -s -C $(KDIR) M=$(OUT) modules
 
 userspace: packages
 	@$(call cargo,userspace) build --release --quiet
@@ -123,8 +131,8 @@ tools: packages
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/host-packages.sh tools
 
 clean:
-	@-[ ! -e $(KDIR)/Makefile ] || scripts/kmake -s -C $(KDIR) M=$(CURDIR) clean
-	rm -rf userspace/target qemu/target
+	@-[ -n '$(VARIANT)' ] || [ ! -e $(KDIR)/Makefile ] || scripts/kmake -s -C $(KDIR) M=$(CURDIR) clean
+	rm -rf target userspace/target qemu/target
 
 distclean: clean
 	rm -rf "$${XDG_CACHE_HOME:-$$HOME/.cache}/famfs-rs"

@@ -5,11 +5,15 @@
 # kernel.sh build            the stock and the patched kernel, where they are not up to date
 # kernel.sh fusedax-check    fs/fuse of the patched source with and without CONFIG_FUSE_DAX
 # kernel.sh check-kdir DIR   can famfs.ko be built against DIR?
-# kernel.sh check-config FRAGMENT CONFIG
+# kernel.sh check-config CONFIG FRAGMENT...
+#
+# VARIANT=NAME makes `paths` and `build` mean the patched kernel with the lines of
+# qemu/kernel-$SERIES.NAME.config on top. A kernel of its own: there is no stock one
+# to it, and it has its own lock, log and tree.
 #
 # Cache layout, under $CACHE/linux-7.2/:
 #   SOURCE/                  pristine source; .famfs-source, written last, holds its version
-#   SOURCE-DIGEST/           hard links to it, patched; DIGEST covers fragment and patches
+#   SOURCE-DIGEST/           hard links to it, patched; DIGEST covers fragments and patches
 #   SOURCE-DIGEST/build/     KDIR; .famfs-built, written last, holds all that it was built from
 # SOURCE is `debian`, or `src-DIGEST` of the path in KERNEL_SRC. kbuild uses
 # relative paths where the output directory lies in the source directory, so
@@ -19,12 +23,18 @@
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
+VARIANT=${VARIANT:-}
 FRAGMENT=$ROOT/qemu/kernel-$SERIES.config
+FRAGMENTS=("$FRAGMENT")
+if [ -n "$VARIANT" ]; then
+	FRAGMENTS+=("${FRAGMENT%.config}.$VARIANT.config")
+	[ -e "${FRAGMENTS[1]}" ] || die "VARIANT=$VARIANT: there is no ${FRAGMENTS[1]#"$ROOT/"}"
+fi
 PATCHES=("$ROOT/patches/linux-$SERIES"/*.patch)
 [ -e "${PATCHES[0]}" ] || PATCHES=()
 HOME_DIR=$CACHE/linux-$SERIES
 KMAKE=$ROOT/scripts/kmake
-LOG=$HOME_DIR/build.log
+LOG=$HOME_DIR/build${VARIANT:+-$VARIANT}.log
 
 if [ -n "${KERNEL_SRC:-}" ]; then
 	[ -d "$KERNEL_SRC" ] || die "KERNEL_SRC=$KERNEL_SRC: no such directory"
@@ -34,13 +44,13 @@ else
 	SOURCE=$HOME_DIR/debian
 fi
 
-# tree [PATCH...]: where the source with these patches is built.
+# tree FILE...: where the source with these fragments and patches is built.
 tree() {
-	echo "$SOURCE-$(cat "$FRAGMENT" "$@" | digest)"
+	echo "$SOURCE-$(cat "$@" | digest)"
 }
 
-STOCK=$(tree)
-PATCHED=$(tree "${PATCHES[@]}")
+STOCK=$(tree "$FRAGMENT")
+PATCHED=$(tree "${FRAGMENTS[@]}" "${PATCHES[@]}")
 
 # --- the source --------------------------------------------------------------
 
@@ -140,27 +150,27 @@ patch_reason() {
 	awk '/^patching file/ { f = $3 } /FAILED|can.t find file|Reversed|malformed/ { print (f ? f ": " : "") $0; exit }' "$LOG"
 }
 
-# Every line of the fragment must have taken effect: `olddefconfig` drops in
-# silence what has an unmet dependency.
+# The fragments' last word on each symbol must have taken effect: `olddefconfig`
+# drops in silence what has an unmet dependency.
 check_config() {
-	local fragment=$1 config=$2 line symbol now
-	while read -r line; do
-		case $line in
-		CONFIG_*=*) symbol=${line%%=*} ;;
-		"# CONFIG_"*" is not set") symbol=${line#\# } symbol=${symbol%% *} ;;
-		*) continue ;;
-		esac
+	local config=$1 fragment symbol line now
+	shift
+	while IFS=$'\t' read -r fragment symbol line; do
 		now=$(grep -E "^(# )?$symbol(=| is not set)" "$config") || now="# $symbol is not set"
 		[ "$now" = "$line" ] ||
 			die "${fragment#"$ROOT/"} wants '$line', but the kernel's configuration has '$now': a dependency is missing, or the symbol is gone"
-	done <"$fragment"
+	done < <(awk '
+		/^CONFIG_[A-Z0-9_a-z]+=/ { symbol = $0; sub(/=.*/, "", symbol) }
+		/^# CONFIG_[A-Z0-9_a-z]+ is not set$/ { symbol = $2 }
+		symbol { last[symbol] = FILENAME "\t" symbol "\t" $0; symbol = "" }
+		END { for (symbol in last) print last[symbol] }' "$@")
 }
 
 configure() {
-	cp "$FRAGMENT" "$1/.config"
+	cat "${FRAGMENTS[@]}" >"$1/.config"
 	run_logged "$LOG" "$KMAKE" -C "${1%/*}" O="$1" olddefconfig ||
 		die "make olddefconfig failed: see $LOG"
-	check_config "$FRAGMENT" "$1/.config"
+	check_config "$1/.config" "${FRAGMENTS[@]}"
 }
 
 # build TREE NAME: compiles TREE/build and stamps it.
@@ -173,6 +183,18 @@ build() {
 	run_logged "$LOG" nice "$KMAKE" -C "$tree" O="$out" -j"$(nproc)" bzImage modules modules_prepare ||
 		die "building the $name kernel failed: $(grep -m 1 -E 'error(\[|:)|Error ' "$LOG" || tail -n 1 "$LOG") (see $LOG)"
 	built_from "$tree" >"$out/.famfs-built"
+}
+
+# From scratch: nothing of the stock kernel's products would be left standing.
+build_variant() {
+	lock "kernel-$VARIANT"
+	# The long part does not keep others from the kernels that they need.
+	(
+		lock kernel
+		get_source
+		up_to_date "$PATCHED" || make_tree "$PATCHED" "${PATCHES[@]}"
+	)
+	up_to_date "$PATCHED" || build "$PATCHED" "$VARIANT"
 }
 
 build_all() {
@@ -257,9 +279,9 @@ paths)
 	echo "KDIR=$PATCHED/build"
 	echo "BZIMAGE_STOCK=$STOCK/build/arch/x86/boot/bzImage"
 	;;
-build) build_all ;;
+build) if [ -n "$VARIANT" ]; then build_variant; else build_all; fi ;;
 fusedax-check) fusedax_check ;;
 check-kdir) check_kdir "$2" ;;
-check-config) check_config "$2" "$3" ;;
-*) die "usage: kernel.sh paths|build|fusedax-check|check-kdir DIR|check-config FRAGMENT CONFIG" ;;
+check-config) check_config "${@:2}" ;;
+*) die "usage: kernel.sh paths|build|fusedax-check|check-kdir DIR|check-config CONFIG FRAGMENT..." ;;
 esac; exit # bash reads on otherwise, and the file may have changed since it started

@@ -13,7 +13,7 @@
 BINDGEN=$TOOLS/bin/bindgen
 [ -x "$BINDGEN" ] || BINDGEN=$(command -v bindgen)
 export BINDGEN
-unset KDIR KERNEL_SRC BZIMAGE BZIMAGE_STOCK SYSTEM_MAP MAKEFLAGS MFLAGS MAKELEVEL
+unset KDIR KERNEL_SRC VARIANT BZIMAGE BZIMAGE_STOCK SYSTEM_MAP MAKEFLAGS MFLAGS MAKELEVEL
 
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
@@ -50,6 +50,10 @@ run() {
 
 kernel() {
 	KERNEL_SRC=$SRC run scripts/kernel.sh "$@"
+}
+
+kernel_variant() {
+	VARIANT=$1 kernel "${@:2}"
 }
 
 fake() {
@@ -152,10 +156,15 @@ lost_symbol() {
 	fresh
 	printf 'CONFIG_FUSE_FS=y\n# CONFIG_GONE is not set\nCONFIG_CXL_BUS=y\n' >"$WORK/fragment"
 	printf 'CONFIG_FUSE_FS=y\nCONFIG_CXL_BUS=y\n' >"$WORK/config"
-	run scripts/kernel.sh check-config "$WORK/fragment" "$WORK/config" || return 1
+	run scripts/kernel.sh check-config "$WORK/config" "$WORK/fragment" || return 1
 	printf 'CONFIG_FUSE_FS=y\n# CONFIG_CXL_BUS is not set\n' >"$WORK/config"
 	refuses "$WORK/fragment wants 'CONFIG_CXL_BUS=y', but the kernel's configuration has '# CONFIG_CXL_BUS is not set'" \
-		run scripts/kernel.sh check-config "$WORK/fragment" "$WORK/config"
+		run scripts/kernel.sh check-config "$WORK/config" "$WORK/fragment" || return 1
+	printf '# CONFIG_CXL_BUS is not set\n' >"$WORK/later"
+	run scripts/kernel.sh check-config "$WORK/config" "$WORK/fragment" "$WORK/later" || return 1
+	printf 'CONFIG_FUSE_FS=m\n' >>"$WORK/later"
+	refuses "$WORK/later wants 'CONFIG_FUSE_FS=m', but the kernel's configuration has 'CONFIG_FUSE_FS=y'" \
+		run scripts/kernel.sh check-config "$WORK/config" "$WORK/fragment" "$WORK/later"
 }
 
 missing_packages() {
@@ -227,6 +236,24 @@ changes_rebuild() {
 	is "$(kernel paths | grep KDIR)" "$other" && kernel build && is "$(builds)" 4
 }
 
+variant_of_kernel() {
+	local plain kdir
+	fresh
+	patch_for_toy original patched
+	plain=$(kernel paths | grep KDIR)
+	refuses "VARIANT=slow: there is no qemu/kernel-7.2.slow.config" kernel_variant slow build || return 1
+	echo CONFIG_SLOW=y >"$REPO/qemu/kernel-$SERIES.slow.config"
+	kdir=$(kernel_variant slow paths | sed -n 's/^KDIR=//p')
+	is "$(kernel paths | grep KDIR)" "$plain" && [ "$plain" != "KDIR=$kdir" ] || return 1
+	# No stock kernel goes with it.
+	kernel_variant slow build && kernel_variant slow build && is "$(builds)" 1 || return 1
+	is "$(cat "$kdir/arch/x86/boot/bzImage")" patched && is "$(xargs <"$kdir/.config")" "CONFIG_FUSE_FS=y CONFIG_SLOW=y" &&
+		kernel build && is "$(builds)" 3 || return 1
+	is "$(run make -s where KERNEL_SRC="$SRC" VARIANT=slow | head -n 1)" "KDIR=$kdir" || return 1
+	echo CONFIG_SLOWER=y >>"$REPO/qemu/kernel-$SERIES.slow.config"
+	kernel_variant slow build && is "$(builds)" 4
+}
+
 two_at_once() {
 	fresh
 	kernel build &
@@ -294,6 +321,7 @@ item "kernels are built once, stock and patched" built_once
 item "KERNEL_SRC stays as it was" source_untouched
 item "broken build is not taken for a good one" partial_build
 item "changed patch, changed source" changes_rebuild
+item "a variant has its own kernel, built alone" variant_of_kernel
 item "two makes at once build once" two_at_once
 item "make where is final before building" where_is_final
 item "every runner's results are counted" summing
