@@ -107,7 +107,7 @@ impl Report {
         let mut warnings: Vec<Issue> = warnings.into_iter().map(Issue::from).collect();
         if header.next_seqnum != header.next_index {
             let problem = format!(
-                "the next sequence number, {}, is not this index: the log can be read but not added to",
+                "the next sequence number, {}, is not this index: an append was cut short, or the log header is damaged",
                 header.next_seqnum
             );
             warnings.push(Issue {

@@ -61,23 +61,60 @@ pub fn entries(store: &impl Store, from: u64, to: u64) -> anyhow::Result<Vec<u8>
     read_fresh(store, usize::try_from(start)?, usize::try_from(len)?).context("reading the log")
 }
 
-/// Bring `replay` up to date. A broken entry is read once more from memory: another host's write may have been on
-/// its way.
+/// Bring `replay` up to date, as far as the log has whole entries: `replay.next_index()` is less than the header's
+/// where its end was not written whole. A broken entry is read once more from memory: another host's write may have
+/// been on its way.
 pub fn catch_up(store: &impl Store, header: &LogHeader, replay: &mut Replay) -> anyhow::Result<()> {
     let from = replay.next_index();
     let mut bytes = entries(store, from, header.next_index.max(from))?;
-    let index = match replay.advance(header, &bytes) {
-        Ok(_) => return Ok(()),
+    let broken = match replay.advance(header, &bytes) {
+        Ok(applied) if applied.end == header.next_index => return Ok(()),
+        Ok(applied) => applied.end,
         Err(LogError::Entry { index, .. }) => index,
         Err(error) => return Err(error.into()),
     };
-    let again = entries(store, index, index.saturating_add(1))?;
-    let at = usize::try_from(index.saturating_sub(from))?.saturating_mul(ENTRY_BYTES);
-    if let Some(old) = bytes.get_mut(at..at.saturating_add(ENTRY_BYTES)) {
+    let again = entries(store, broken, broken.saturating_add(1))?;
+    let at = |index: u64| -> anyhow::Result<usize> {
+        Ok(usize::try_from(index.saturating_sub(from))?.saturating_mul(ENTRY_BYTES))
+    };
+    let at_broken = at(broken)?;
+    if let Some(old) = bytes.get_mut(at_broken..at_broken.saturating_add(ENTRY_BYTES)) {
         old.copy_from_slice(&again);
     }
-    replay.advance(header, &bytes)?;
+    let rest = bytes.get(at(replay.next_index())?..).unwrap_or_default();
+    replay.advance(header, rest)?;
     Ok(())
+}
+
+/// The header with which to append, after `replay` has caught up with `header`: what an append that was cut short has
+/// left is put right. Counters that announce entries which never arrived go back to the last whole one. Counters that
+/// differ, because one was stored and the other was not, count the whole entries from then on: upstream's differ by
+/// one then, and ours are stored when all entries up to the larger one are whole.
+///
+/// # Errors
+/// The counters differ for no such reason.
+pub fn settle(
+    store: &impl Store,
+    header: &LogHeader,
+    replay: &mut Replay,
+) -> anyhow::Result<LogHeader> {
+    let (seqnum, index) = (header.next_seqnum, header.next_index);
+    if seqnum > index && seqnum <= header.last_index.saturating_add(1) {
+        let announced = LogHeader {
+            next_index: seqnum,
+            ..*header
+        };
+        catch_up(store, &announced, replay)?;
+    }
+    let whole = replay.next_index();
+    if seqnum.abs_diff(index) > 1 && whole != seqnum.max(index) {
+        return Err(LogError::Counters { seqnum, index }.into());
+    }
+    Ok(LogHeader {
+        next_seqnum: whole,
+        next_index: whole,
+        ..*header
+    })
 }
 
 /// Append `bodies` and publish them: the entries are in memory before the counters that announce them, so that a
@@ -110,3 +147,7 @@ pub fn append(
 #[cfg(test)]
 #[path = "log_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "log_crash_tests.rs"]
+mod crash_tests;

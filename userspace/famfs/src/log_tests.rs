@@ -95,9 +95,9 @@ fn a_stale_entry_is_read_once_more() {
 }
 
 #[test]
-fn a_broken_entry_applies_nothing() {
+fn a_broken_entry_with_whole_ones_behind_it_applies_nothing() {
     let (store, first) = log();
-    let after = append(&store, &first, vec![dir("a"), dir("b")]).unwrap();
+    let after = append(&store, &first, vec![dir("a"), dir("b"), dir("c")]).unwrap();
     store.bytes.borrow_mut()[48 + 544 + 100] ^= 1;
     let mut replay = Replay::new(&superblock(), 64 << 20);
     let error = catch_up(&store, &after, &mut replay).unwrap_err();
@@ -106,6 +106,19 @@ fn a_broken_entry_applies_nothing() {
         "{error}"
     );
     assert_eq!((replay.totals.dirs, replay.next_index()), (0, 0));
+}
+
+#[test]
+fn a_broken_end_is_left_out_until_it_is_whole() {
+    let (store, first) = log();
+    let after = append(&store, &first, vec![dir("a"), dir("b")]).unwrap();
+    store.bytes.borrow_mut()[48 + 544 + 100] ^= 1;
+    let mut replay = Replay::new(&superblock(), 64 << 20);
+    catch_up(&store, &after, &mut replay).unwrap();
+    assert_eq!((replay.totals.dirs, replay.next_index()), (1, 1));
+    store.bytes.borrow_mut()[48 + 544 + 100] ^= 1;
+    catch_up(&store, &after, &mut replay).unwrap();
+    assert_eq!((replay.totals.dirs, replay.next_index()), (2, 2));
 }
 
 #[test]

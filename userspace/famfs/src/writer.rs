@@ -38,9 +38,9 @@ impl Writer {
             .with_context(|| format!("locking {}", path.display()))?;
         let region = map_open(&file, &path, mounted.superblock.log_len, true)?;
         let header = log::header(&region, &mounted.superblock)?;
-        header.after_append(0)?;
         let mut replay = Replay::new(&mounted.superblock, mounted.device_size()?);
         log::catch_up(&region, &header, &mut replay)?;
+        let header = log::settle(&region, &header, &mut replay)?;
         Ok(Self {
             mounted,
             replay,
@@ -57,6 +57,7 @@ impl Writer {
         let header = log::header(&region, &superblock).unwrap();
         let mut replay = Replay::new(&superblock, device_size);
         log::catch_up(&region, &header, &mut replay).unwrap();
+        let header = log::settle(&region, &header, &mut replay).unwrap();
         let mounted = Mounted {
             root: "/nowhere".into(),
             device: "/dev/dax0.0".into(),

@@ -2,16 +2,18 @@
 //! Replay: from log entries to a namespace, daxdevs and space in use
 //! (docs/abi.md, section 2.5, its unchecked cases included).
 //!
-//! An entry that was not written whole stops the replay with nothing applied;
-//! an entry that was written whole and says something impossible is left out
-//! and becomes a [`Finding`].
+//! Entries at the end of the log that were not written whole are what a host
+//! leaves that dies while it appends: the replay stops before them. With whole
+//! entries behind it such an entry is damage, and nothing is applied. An entry
+//! that was written whole and says something impossible is left out and becomes
+//! a [`Finding`].
 
 use std::ops::Range;
 
 use uuid::Uuid;
 
 use crate::entry::{AddDaxdev, Body, Entry, FileEntry, MkdirEntry};
-use crate::error::{Finding, LogError, Problem};
+use crate::error::{EntryError, Finding, LogError, Problem};
 use crate::header::LogHeader;
 use crate::map::Map;
 use crate::path;
@@ -93,24 +95,35 @@ impl Replay {
     }
 
     /// Replay entries `next_index()..header.next_index`, whose bytes `entries`
-    /// begins with. Returns their indices.
+    /// begins with. Returns the indices of those that were applied: fewer than
+    /// the header announces where the last ones are not whole.
     ///
     /// # Errors
-    /// The first of them that is not whole. Nothing was applied then: the caller
-    /// may invalidate its cache lines and try again.
+    /// The first entry that is not whole, though one behind it is, or that
+    /// `entries` does not have. Nothing was applied then. In this case, and
+    /// when fewer were applied, the caller may invalidate the cache lines of
+    /// the first that was not, and try again.
     pub fn advance(&mut self, header: &LogHeader, entries: &[u8]) -> Result<Range<u64>, LogError> {
-        let parsed = self
-            .numbered(header, entries)?
-            .map(|(index, buf)| {
-                Entry::parse(buf, index)
-                    .map(|entry| (index, entry, buf))
-                    .map_err(|error| LogError::Entry { index, error })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        for (index, entry, _) in &parsed {
-            self.apply(*index, entry);
+        let mut whole = Vec::new();
+        let mut torn = None;
+        for (index, buf) in self.numbered(header, entries)? {
+            match (Entry::parse(buf, index), torn) {
+                (Ok(entry), None) => whole.push((index, entry)),
+                (Err(error), None) => torn = Some(LogError::Entry { index, error }),
+                (Ok(_), Some(error)) => return Err(error),
+                (Err(_), Some(_)) => {}
+            }
+            if buf.is_empty() {
+                let error = EntryError::Missing;
+                return Err(torn.unwrap_or(LogError::Entry { index, error }));
+            }
         }
-        Ok(self.passed(header))
+        let first = self.next;
+        for (index, entry) in &whole {
+            self.apply(*index, entry);
+            self.next = index.saturating_add(1);
+        }
+        Ok(first..self.next)
     }
 
     /// Like [`Self::advance`], for fsck: an entry that is not whole becomes a
@@ -125,12 +138,8 @@ impl Replay {
                 Err(error) => self.find(index, None, Problem::Broken(error)),
             }
         }
-        Ok(self.passed(header))
-    }
-
-    fn passed(&mut self, header: &LogHeader) -> Range<u64> {
         let first = std::mem::replace(&mut self.next, header.next_index);
-        first..header.next_index
+        Ok(first..header.next_index)
     }
 
     /// New entries with their indices; a missing one has no bytes.

@@ -328,3 +328,35 @@ fn replay_goes_on_where_it_stopped() {
         Err(LogError::Entry { index: 3, .. })
     ));
 }
+
+#[test]
+fn the_end_of_a_log_may_be_torn_and_its_middle_not() {
+    let mut log: Vec<u8> = (0..3u8)
+        .flat_map(|i| {
+            let (seqnum, body) = (u64::from(i), dir(&[b'a' + i]));
+            Entry { seqnum, body }.encode()
+        })
+        .collect();
+    let header = LogHeader {
+        next_seqnum: 5,
+        next_index: 5,
+        ..LogHeader::new(LOG_LEN_MIN)
+    };
+    // Entries 3 and 4 were announced and never arrived.
+    log.resize(5 * 544, 0);
+    let mut replay = Replay::new(&superblock(), DEVICE);
+    assert_eq!(replay.advance(&header, &log), Ok(0..3));
+    assert_eq!((replay.next_index(), replay.totals.dirs), (3, 3));
+    assert_eq!(replay.advance(&header, &log[3 * 544..]), Ok(3..3));
+    // Entry 4 arrives before entry 3: that is no end any more.
+    let (seqnum, body) = (4, dir(b"e"));
+    log[4 * 544..].copy_from_slice(&Entry { seqnum, body }.encode());
+    assert!(matches!(
+        replay.advance(&header, &log[3 * 544..]),
+        Err(LogError::Entry { index: 3, .. })
+    ));
+    let (seqnum, body) = (3, dir(b"d"));
+    log[3 * 544..4 * 544].copy_from_slice(&Entry { seqnum, body }.encode());
+    assert_eq!(replay.advance(&header, &log[3 * 544..]), Ok(3..5));
+    assert_eq!(replay.totals.dirs, 5);
+}

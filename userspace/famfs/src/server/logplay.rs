@@ -53,7 +53,12 @@ pub fn advance(
     region: &Region,
 ) -> anyhow::Result<()> {
     let known = replay.findings.len();
-    log::catch_up(region, &log::header(region, superblock)?, replay)?;
+    let header = log::header(region, superblock)?;
+    log::catch_up(region, &header, replay)?;
+    if replay.next_index() < header.next_index {
+        let (end, announced) = (replay.next_index(), header.next_index);
+        tracing::warn!("the log announces {announced} entries, those from {end} on are not whole");
+    }
     for finding in replay.findings.iter().skip(known) {
         tracing::warn!("{finding}");
     }
