@@ -193,7 +193,7 @@ fn fsck_warns_of_what_does_no_harm() {
         ),
         (
             "odd_log_next_seqnum_mismatch.bin",
-            "warning: entry 10: the next sequence number, 42, is not this index: the log can be read but not added to",
+            "warning: entry 10: the next sequence number, 42, is not this index: an append was cut short, or the log header is damaged",
         ),
     ] {
         assert_eq!(fsck(log), (0, vec![line.to_owned()], String::new()));
