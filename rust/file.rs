@@ -25,8 +25,12 @@ use crate::{
         DaxState,
         Daxdev, //
     },
-    fmap::Layout,
+    fmap::{
+        Layout,
+        Run, //
+    },
     sys::{
+        atomic::read_once,
         inode::{
             FileHead,
             FileRef, //
@@ -52,7 +56,7 @@ impl Devices {
         Ok(Self { first, rest })
     }
 
-    #[inline]
+    #[inline(always)]
     fn get(&self, slot: u16) -> Option<&Daxdev> {
         match usize::from(slot).checked_sub(1) {
             None => Some(&self.first),
@@ -112,8 +116,9 @@ impl FileMap {
         self.suspect.store(1, Relaxed);
     }
 
+    #[inline(always)]
     pub(crate) fn is_suspect(&self) -> bool {
-        self.suspect.load(Relaxed) != 0
+        read_once(&self.suspect) != 0
     }
 
     /// The ranges of the file, in bytes, in the range `dev` of the device `state`.
@@ -131,25 +136,52 @@ impl FileMap {
 
     /// The memory behind byte `pos`, for a fault. `ENOENT` past the end of the file, which ends
     /// a FIEMAP listing; fs/dax.c doesn't ask there.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn map(file: FileRef<'_, Self>, pos: u64) -> Result<Mapping<'_, DaxState>> {
         Self::locate(file, pos, Access::Fault)
     }
 
-    #[inline]
+    /// Nothing but the usual case is inline, and nothing is called for it.
+    #[inline(always)]
     fn locate(file: FileRef<'_, Self>, pos: u64, access: Access) -> Result<Mapping<'_, DaxState>> {
         let FileRef { head, words } = file;
-        let run = head.layout.resolve(words, pos).ok_or(ENOENT)?;
-        let dev = head.devices.get(run.slot).ok_or(EIO)?;
-        let mut len = run.len;
-        if head.is_suspect() {
-            len = dev.state().check(run.offset, len, access)?;
+        if !head.is_suspect() {
+            if let Some((_, mapping)) = head.mapping(head.layout.resolve_one(words, pos)) {
+                return Ok(mapping);
+            }
         }
-        Ok(Mapping {
+        head.locate_slowly(words, pos, access)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn locate_slowly(
+        &self,
+        words: &[u64],
+        pos: u64,
+        access: Access,
+    ) -> Result<Mapping<'_, DaxState>> {
+        let run = self.layout.resolve(words, pos).ok_or(ENOENT)?;
+        let (dev, mapping) = self.mapping(Some(run)).ok_or(EIO)?;
+        match self.is_suspect() {
+            false => Ok(mapping),
+            true => Ok(Mapping {
+                len: dev.state().check(mapping.offset, mapping.len, access)?,
+                ..mapping
+            }),
+        }
+    }
+
+    #[inline(always)]
+    fn mapping(&self, run: Option<Run>) -> Option<(&Daxdev, Mapping<'_, DaxState>)> {
+        let Run { slot, offset, len } = run?;
+        let dev = self.devices.get(slot)?;
+        let mapping = Mapping {
             dev: dev.held(),
-            offset: run.offset,
+            offset,
             len,
-        })
+        };
+        Some((dev, mapping))
     }
 
     /// Reads from byte `pos` on; 0 at the end of the file. Short up to what can't be read; an

@@ -48,7 +48,7 @@ impl FmapProvider for Famfs {
         conn.mount().push(fd, flags, index)
     }
 
-    #[inline]
+    #[inline(always)]
     fn map(file: FileRef<'_, FileMap>, pos: u64) -> Result<Mapping<'_, DaxState>> {
         FileMap::map(file, pos)
     }

@@ -28,7 +28,7 @@ pub struct Run {
 
 impl Run {
     /// `end` must be above `pos`, both of them file offsets within the extent of `target`.
-    #[inline]
+    #[inline(always)]
     fn linear(target: u64, pos: u64, end: u64) -> Self {
         let target = Cell(target);
         Self {
@@ -39,7 +39,7 @@ impl Run {
     }
 
     /// Resolves `pos`, in bytes from the start of the extent that has these strips.
-    #[inline]
+    #[inline(always)]
     fn striped(stripe: Stripe, strips: &[u64], pos: u64) -> Option<Self> {
         let place = stripe.place(pos);
         let strip = Cell(*strips.get(place.strip)?);
@@ -59,8 +59,17 @@ impl Layout {
     ///
     /// Takes constant time, but for maps of unequal extents and of several interleaved ones,
     /// where it is logarithmic.
-    #[inline]
     pub fn resolve(&self, cells: &[u64], pos: u64) -> Option<Run> {
+        match self.kind {
+            Kind::Striped { .. } => self.resolve_striped(cells, pos),
+            _ => self.resolve_one(cells, pos),
+        }
+    }
+
+    /// What [`resolve`](Self::resolve) says, unless there are several interleaved extents: then
+    /// `None`. For where even a call counts.
+    #[inline(always)]
+    pub fn resolve_one(&self, cells: &[u64], pos: u64) -> Option<Run> {
         if pos >= self.file_size {
             return None;
         }
@@ -88,11 +97,11 @@ impl Layout {
                 Run::striped(stripe, cells, pos)
             }
             Kind::Mixed => self.resolve_mixed(cells, pos),
-            Kind::Striped { .. } => self.resolve_striped(cells, pos),
+            Kind::Striped { .. } => None,
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn resolve_mixed(&self, cells: &[u64], pos: u64) -> Option<Run> {
         // The last target is the word before the root.
         let tree = cells.get((self.nextents as usize).wrapping_sub(1)..)?;
@@ -102,6 +111,9 @@ impl Layout {
     }
 
     fn resolve_striped(&self, cells: &[u64], pos: u64) -> Option<Run> {
+        if pos >= self.file_size {
+            return None;
+        }
         let ends = cells.get(..self.nextents as usize)?;
         let i = ends.partition_point(|end| *end <= pos);
         let (start, end, stripe, strips) = self.stripe(cells, i)?;
