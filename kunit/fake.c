@@ -38,6 +38,9 @@ struct famfs_fake_dax {
 	} failure;
 };
 
+/* What lies behind is there, but is never looked at. */
+#define FAKE_DAX_MEM ((u64)SZ_16M)
+
 static struct dax_device_driver fsdev_driver = {
 	.drv.name = "famfs_kunit_fsdev",
 	.type = DAXDRV_FSDEV_TYPE,
@@ -101,7 +104,7 @@ struct famfs_fake_dax *famfs_fake_dax_new(u64 bytes, bool fsdev)
 	dax->dev_dax.dev.driver =
 		fsdev ? &fsdev_driver.drv : &devdax_driver.drv;
 	dax->pages = bytes >> PAGE_SHIFT;
-	dax->mem = vzalloc(bytes);
+	dax->mem = vzalloc(min(bytes, FAKE_DAX_MEM));
 	dax_dev = alloc_dax(&dax->dev_dax, &fake_dax_ops);
 	dax->dax_dev = IS_ERR(dax_dev) ? NULL : dax_dev;
 	if (dax->mem && dax->dax_dev)
@@ -357,6 +360,11 @@ void famfs_fake_file_free(struct file *file)
 {
 	famfs_fake_evict(file);
 	__fput_sync(file);
+}
+
+struct inode *famfs_fake_inode(struct file *file)
+{
+	return file_inode(file);
 }
 
 void *famfs_fake_fmap(struct file *file)

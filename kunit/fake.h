@@ -9,6 +9,7 @@
 
 struct famfs_fake_dax;
 struct file;
+struct inode;
 
 struct famfs_fake_dax *famfs_fake_dax_new(u64 bytes, bool fsdev);
 void famfs_fake_dax_free(struct famfs_fake_dax *dax);
@@ -32,6 +33,7 @@ struct file *famfs_fake_file_new(void);
 void famfs_fake_file_free(struct file *file);
 int famfs_fake_open(void *conn, struct file *file, u64 nodeid);
 void famfs_fake_evict(struct file *file);
+struct inode *famfs_fake_inode(struct file *file);
 void *famfs_fake_fmap(struct file *file);
 s64 famfs_fake_size(struct file *file);
 int famfs_fake_users(struct file *file);

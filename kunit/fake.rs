@@ -24,7 +24,11 @@ use kernel::{
 use crate::{
     file::FileMap,
     mount,
-    sys::dax::DaxDevice,
+    provider::Famfs,
+    sys::{
+        dax::DaxDevice,
+        iomap::IomapTable, //
+    },
     tail::{
         Head,
         TailBox, //
@@ -54,6 +58,7 @@ unsafe extern "C" {
     fn famfs_fake_file_free(file: *mut c_void);
     fn famfs_fake_open(conn: *mut c_void, file: *mut c_void, nodeid: u64) -> c_int;
     fn famfs_fake_evict(file: *mut c_void);
+    fn famfs_fake_inode(file: *mut c_void) -> *mut c_void;
     fn famfs_fake_fmap(file: *mut c_void) -> *mut c_void;
     fn famfs_fake_size(file: *mut c_void) -> i64;
     fn famfs_fake_users(file: *mut c_void) -> c_int;
@@ -196,30 +201,30 @@ pub(crate) fn through_raw<H: Head>(boxed: TailBox<H>, f: impl FnOnce(&[u64])) ->
 /// What the server answers, and what it was asked. There is one server, and tests run one after
 /// the other.
 pub(crate) struct Server {
-    fmap: KVec<u8>,
-    daxdev: KVec<u8>,
+    fmap: KVVec<u8>,
+    daxdev: KVVec<u8>,
 }
 
 impl Server {
     /// Answers GET_FMAP with `fmap`, and has an empty answer to GET_DAXDEV.
-    pub(crate) fn new(fmap: KVec<u8>) -> Self {
+    pub(crate) fn new(fmap: KVVec<u8>) -> Self {
         let server = Self {
             fmap,
-            daxdev: KVec::new(),
+            daxdev: KVVec::new(),
         };
         server.serve(0);
         server
     }
 
     /// Answers GET_FMAP with `fmap` from now on.
-    pub(crate) fn set_fmap(&mut self, fmap: KVec<u8>) {
+    pub(crate) fn set_fmap(&mut self, fmap: KVVec<u8>) {
         let old = core::mem::replace(&mut self.fmap, fmap);
         self.serve(0);
         drop(old);
     }
 
     /// Answers GET_DAXDEV with `daxdev` from now on.
-    pub(crate) fn set_daxdev(&mut self, daxdev: KVec<u8>) {
+    pub(crate) fn set_daxdev(&mut self, daxdev: KVVec<u8>) {
         let old = core::mem::replace(&mut self.daxdev, daxdev);
         self.serve(0);
         drop(old);
@@ -365,6 +370,18 @@ impl File {
         // SAFETY: The provider installed what starts with it, a `Slot`, and `evict` is not called
         // while it is looked at.
         unsafe { famfs_fake_fmap(self.0.as_ptr()).cast::<FileMap>().as_ref() }
+    }
+
+    /// What a fault at byte `pos` is told: offset on the device and length, both in bytes.
+    pub(crate) fn begin(&self, pos: i64) -> Result<(u64, u64)> {
+        let begin = IomapTable::<Famfs>::OPS.iomap_begin.ok_or(EINVAL)?;
+        let (mut iomap, mut srcmap) = (pin_init::zeroed(), pin_init::zeroed());
+        // SAFETY: `self` keeps the file, whose inode `evict` is not called for meanwhile.
+        to_result(unsafe {
+            let inode = famfs_fake_inode(self.0.as_ptr());
+            begin(inode.cast(), pos, 1, 0, &mut iomap, &mut srcmap)
+        })?;
+        Ok((iomap.addr, iomap.length))
     }
 
     /// Bytes, as the inode says.

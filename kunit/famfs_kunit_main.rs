@@ -34,6 +34,7 @@ mod fake;
 mod fixture;
 mod iomap_begin;
 mod jobs;
+mod large;
 mod lifetimes;
 mod message;
 mod parse;

@@ -69,7 +69,7 @@ fn range(range: &Range) -> DevRange {
 }
 
 /// One extent of 4 MiB at 8 MiB, for a file of 3 MiB.
-fn one() -> Result<KVec<u8>> {
+fn one() -> Result<KVVec<u8>> {
     simple(3 * MIB, &[(0, 8 * MIB, 4 * MIB)])
 }
 

@@ -43,7 +43,7 @@ fn bench() -> Result<Arc<Bench>> {
 }
 
 /// What an open says if the server answers GET_DAXDEV so.
-fn open_with(reply: KVec<u8>) -> Result<Option<Error>> {
+fn open_with(reply: KVVec<u8>) -> Result<Option<Error>> {
     let mut server = Server::new(simple(MIB, &[(5, 0, 2 * MIB)])?);
     server.set_daxdev(reply);
     let conn = Conn::new(2)?;

@@ -34,16 +34,20 @@ pub(crate) fn show(mount: Arc<Mount>) -> Result<File> {
     KBox::pin_init(dir.read_only_file(&name, View(mount)), GFP_KERNEL)
 }
 
-/// Lines of fields, `daxdev` for each device and `fmap` for each cached map; the latter under the
-/// first of its devices.
 impl debugfs::Writer for View {
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut result = Ok(());
-        self.0.for_each(|daxdev| {
-            result = result.and_then(|()| write_daxdev(f, daxdev));
-        });
-        result
+        write(&self.0, f)
     }
+}
+
+/// Lines of fields, `daxdev` for each device and `fmap` for each cached map; the latter under the
+/// first of its devices.
+pub(crate) fn write(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut result = Ok(());
+    mount.for_each(|daxdev| {
+        result = result.and_then(|()| write_daxdev(f, daxdev));
+    });
+    result
 }
 
 fn write_daxdev(f: &mut fmt::Formatter<'_>, daxdev: &Daxdev) -> fmt::Result {

@@ -34,10 +34,10 @@ pub(crate) struct Mapping<'a, T: Holder + 'static> {
     pub(crate) len: u64,
 }
 
-pub(super) struct IomapTable<P>(PhantomData<P>);
+pub(crate) struct IomapTable<P>(PhantomData<P>);
 
 impl<P: FmapProvider> IomapTable<P> {
-    pub(super) const OPS: bindings::iomap_ops = bindings::iomap_ops {
+    pub(crate) const OPS: bindings::iomap_ops = bindings::iomap_ops {
         iomap_begin: Some(Self::begin),
         ..pin_init::zeroed()
     };
