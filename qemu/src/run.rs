@@ -73,7 +73,7 @@ const JOBS: [Job; 4] = [
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
-            "module,contents,protocol,push,refusals,hostile,faults,lifetime,tool,striped,wrong_use,failure",
+            "module,contents,protocol,push,refusals,hostile,faults,lifetime,tool,hosts,striped,wrong_use,failure",
         stock: false,
     },
     Job {

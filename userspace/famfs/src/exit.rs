@@ -30,6 +30,16 @@ pub enum Exit {
     Corrupt = 8,
 }
 
+/// What an exit code of another process of ours means.
+pub fn of_code(code: i32) -> Exit {
+    use Exit::{Corrupt, Device, Kernel, NoFamfs, NoSpace, Permission, Usage};
+    let exits = [Usage, NoFamfs, Device, Permission, Kernel, NoSpace, Corrupt];
+    exits
+        .into_iter()
+        .find(|&exit| code == exit as i32)
+        .unwrap_or(Exit::Failed)
+}
+
 /// The table, for --help.
 pub const TABLE: &str = "\
 Exit codes:

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::{fail, Exit};
 use crate::mounted::Mounted;
-use crate::server::stats;
+use crate::server::control;
 
 /// Options of getmap.
 #[derive(clap::Args)]
@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// Paths of the daxdevs by index. Which path a daxdev has on this host is known to the server alone.
 fn devices(mounted: &Mounted) -> Vec<PathBuf> {
-    let status = stats::read(&mounted.device).unwrap_or_default();
+    let status = control::status(&mounted.device).unwrap_or_default();
     let listed = status
         .get("devices")
         .and_then(|devices| Vec::deserialize(devices).ok());

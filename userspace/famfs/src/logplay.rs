@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 
-use crate::log;
 use crate::mounted::Mounted;
 
 /// Options of logplay.
@@ -16,8 +15,6 @@ pub struct Args {
 /// Read the log.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mounted = Mounted::of(&args.path)?;
-    let header = log::header(&mounted.log()?, &mounted.superblock)?;
-    mounted.logplay(header.next_index)?;
-    println!("{} log entries are in use", header.next_index);
+    println!("{} log entries are in use", mounted.logplay(0)?);
     Ok(())
 }

@@ -6,13 +6,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
 use famfs_media::Role;
 
 use crate::device::{self, DaxDevice};
-use crate::exit::{fail, Exit};
-use crate::server::{self, Summary};
+use crate::exit::{self, fail, Exit};
+use crate::server::{self, Options, Summary};
 use crate::{kernel, mounted};
 
 /// What the server writes to its standard output when the mount is there; what stands behind it is for the user.
@@ -35,12 +36,37 @@ pub struct Args {
     /// Switch devices to fsdev mode that are in another. Programs that have them mapped lose them.
     #[arg(short = 'M', long)]
     set_daxmode: bool,
+    /// How often a client looks for new files, in seconds; 0 leaves it to `famfs logplay`.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_interval)]
+    follow: Duration,
+    /// Let programs on a client write to files; only the master adds files.
+    #[arg(long)]
+    rw: bool,
+    /// Make this host the master. For when the old one is gone for good: two that add files destroy the log.
+    #[arg(long)]
+    take_over: bool,
     /// Stay in the foreground and serve the file system from there.
     #[arg(long)]
     foreground: bool,
     /// Append the server's messages to this file; RUST_LOG chooses them.
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok();
+    let interval = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    interval.ok_or_else(|| "an interval is a number of seconds, such as 0.5".into())
+}
+
+impl Args {
+    fn options(&self) -> Options {
+        Options {
+            follow: Some(self.follow).filter(|interval| !interval.is_zero()),
+            rw: self.rw,
+            take_over: self.take_over,
+        }
+    }
 }
 
 /// Mounts, and comes back when the files are there (or, in the foreground, when they are gone again).
@@ -67,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             eprintln!("{}", describe(summary, &devices, &mountpoint));
             Ok(())
         };
-        return server::run(&devices, &mountpoint, ready);
+        return server::run(&devices, &mountpoint, &args.options(), ready);
     }
     eprintln!("{}", await_ready(spawn(args, &devices, &mountpoint)?)?);
     Ok(())
@@ -88,7 +114,7 @@ pub fn serve(args: &Args) -> anyhow::Result<()> {
             let null = OpenOptions::new().write(true).open("/dev/null")?;
             Ok(rustix::stdio::dup2_stdout(null)?)
         };
-        server::run(&devices, &args.mountpoint, ready)
+        server::run(&devices, &args.mountpoint, &args.options(), ready)
     });
     if let Err(error) = &served {
         tell(&format!("{error:#}"))?;
@@ -154,6 +180,9 @@ fn spawn(args: &Args, devices: &[DaxDevice], mountpoint: &Path) -> anyhow::Resul
     for device in devices.iter().skip(1) {
         command.arg("--daxdev").arg(&device.path);
     }
+    command.arg(format!("--follow={}", args.follow.as_secs_f64()));
+    command.args(args.rw.then_some("--rw"));
+    command.args(args.take_over.then_some("--take-over"));
     command
         .arg("--")
         .args(devices.iter().take(1).map(|device| &device.path))
@@ -172,7 +201,10 @@ fn await_ready(mut server: Child) -> anyhow::Result<String> {
     }
     let status = server.wait()?;
     match status.signal() {
-        None => Err(fail(exit_of(status.code()), text)),
+        None => Err(fail(
+            status.code().map_or(Exit::Failed, exit::of_code),
+            text,
+        )),
         Some(SIGBUS) => Err(fail(
             Exit::Corrupt,
             "the memory of the superblock or the log cannot be read: SIGBUS",
@@ -184,21 +216,12 @@ fn await_ready(mut server: Child) -> anyhow::Result<String> {
     }
 }
 
-/// The meaning of the server's exit code.
-fn exit_of(code: Option<i32>) -> Exit {
-    use Exit::{Corrupt, Device, Kernel, NoFamfs, NoSpace, Permission, Usage};
-    let exits = [Usage, NoFamfs, Device, Permission, Kernel, NoSpace, Corrupt];
-    exits
-        .into_iter()
-        .find(|&exit| code == Some(exit as i32))
-        .unwrap_or(Exit::Failed)
-}
-
 fn describe(summary: &Summary, devices: &[DaxDevice], mountpoint: &Path) -> String {
     let device = devices.first().map_or(Path::new(""), |device| &device.path);
-    let role = match summary.role {
-        Role::Master => "master",
-        Role::Client => "client, read-only",
+    let role = match (summary.role, summary.writable) {
+        (Role::Master, _) => "master",
+        (Role::Client, true) => "client",
+        (Role::Client, false) => "client, read-only",
     };
     let (device, mountpoint) = (device.display(), mountpoint.display());
     let mut text = format!(

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use famfs_fuse::{map_file, Region};
 use famfs_media::{Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
-use rustix::fs::{setxattr, statx, AtFlags, StatxFlags, XattrFlags, CWD};
+use rustix::fs::{statx, AtFlags, StatxFlags, CWD};
 use rustix::io::Errno;
 
 use crate::exit::{fail, Exit};
 use crate::mountinfo::{mounts, Mount};
-use crate::server::LOGPLAY_XATTR;
+use crate::server::control;
 use crate::{device, log};
 
 /// A mounted famfs.
@@ -92,17 +92,9 @@ impl Mounted {
         Ok(replay)
     }
 
-    /// Let the server read the log up to `next_index`. Returns when it has.
-    pub fn logplay(&self, next_index: u64) -> anyhow::Result<()> {
-        let value = next_index.to_string();
-        setxattr(
-            &self.root,
-            LOGPLAY_XATTR,
-            value.as_bytes(),
-            XattrFlags::empty(),
-        )
-        .map_err(io::Error::from)
-        .with_context(|| {
+    /// Let the server read the log up to `next_index` at least. Returns, when it has, how far that was.
+    pub fn logplay(&self, next_index: u64) -> anyhow::Result<u64> {
+        control::logplay(&self.device, next_index).with_context(|| {
             let root = self.root.display();
             format!("the server of {root} did not read the log; `famfs logplay {root}` tries again")
         })

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::exit::{fail, Exit};
 use crate::mounted;
-use crate::server::stats;
+use crate::server::control;
 
 /// Options of status.
 #[derive(clap::Args)]
@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             ),
         )
     })?;
-    let status = stats::read(&device).with_context(|| {
+    let status = control::status(&device).with_context(|| {
         format!(
             "{} is mounted but its server does not answer; open files go on working",
             device.display()

@@ -53,6 +53,9 @@ pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 /// OPENDIR reply: the kernel may cache the directory.
 pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
 
+/// Notification (a reply to no request, its code in place of the error): something of an inode has changed.
+pub const NOTIFY_INVAL_INODE: i32 = 2;
+
 macro_rules! wire {
     ($($(#[$meta:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? })*) => {$(
         $(#[$meta])*
@@ -104,10 +107,10 @@ wire! {
         blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32,
         padding: u32, spare: [u32; 6],
     }
-    /// SETXATTR request without SETXATTR_EXT (`FUSE_COMPAT_SETXATTR_IN_SIZE`), before name and value.
-    SetxattrInCompat { size: u32, flags: u32 }
     /// GETXATTR and LISTXATTR request; also what a push-generation kernel sends with GET_FMAP.
     GetxattrIn { size: u32, padding: u32 }
+    /// Notification about an inode; a negative offset means its attributes alone.
+    NotifyInvalInodeOut { ino: u64, off: i64, len: i64 }
     /// Starts a directory entry, before the name.
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::abi::{NotifyInvalInodeOut, NOTIFY_INVAL_INODE};
 use crate::ioctl;
 use crate::reply::Reply;
 
@@ -33,6 +34,16 @@ impl DevFuse {
         let channel = Self::open()?;
         ioctl::clone_connection(channel.as_fd(), self.as_fd())?;
         Ok(channel)
+    }
+
+    /// Has the kernel ask for the attributes of an inode again, if it has cached them.
+    pub fn invalidate_attributes(&self, nodeid: u64) -> io::Result<()> {
+        let what = NotifyInvalInodeOut {
+            ino: nodeid,
+            off: -1,
+            len: 0,
+        };
+        self.send(&Reply::notification(NOTIFY_INVAL_INODE, &what))
     }
 
     /// Waits for a request and reads it into `buffer`. `None` means that the connection is gone: unmounted or aborted.

@@ -13,15 +13,23 @@ pub struct Reply(Vec<u8>);
 impl Reply {
     /// Answers request `unique` with a payload or an error.
     pub fn new(unique: u64, result: Result<Payload, Errno>) -> Self {
-        let (error, payload) = match result {
-            Ok(payload) => (0, payload.0),
-            Err(errno) => (-errno.raw_os_error(), Vec::new()),
-        };
+        match result {
+            Ok(payload) => Self::of(unique, 0, &payload.0),
+            Err(errno) => Self::of(unique, -errno.raw_os_error(), &[]),
+        }
+    }
+
+    /// Tells the kernel what it has not asked for.
+    pub fn notification(code: i32, what: &(impl IntoBytes + Immutable)) -> Self {
+        Self::of(0, code, what.as_bytes())
+    }
+
+    fn of(unique: u64, error: i32, payload: &[u8]) -> Self {
         // A payload is bounded by the buffer the kernel offers, far below 4 GiB; the kernel refuses a wrong length.
         let len =
             u32::try_from(size_of::<OutHeader>().saturating_add(payload.len())).unwrap_or(u32::MAX);
         let mut bytes = OutHeader { len, error, unique }.as_bytes().to_vec();
-        bytes.extend_from_slice(&payload);
+        bytes.extend_from_slice(payload);
         Self(bytes)
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Requests: from the bytes that `/dev/fuse` gives to typed operations.
 
-use crate::abi::{GetxattrIn, InHeader, InitIn, OpenIn, ReadIn, SetattrIn, SetxattrInCompat};
+use crate::abi::{GetxattrIn, InHeader, InitIn, OpenIn, ReadIn, SetattrIn};
 use crate::argument::Arguments;
 use crate::opcode::Opcode;
 
@@ -41,10 +41,6 @@ pub enum Operation<'a> {
     GetXattr {
         name: &'a [u8],
         size: u32,
-    },
-    SetXattr {
-        name: &'a [u8],
-        value: &'a [u8],
     },
     Create,
     /// The header's nodeid is the inode. `buffer` is the size of the kernel's reply buffer where the request says it
@@ -119,14 +115,6 @@ impl<'a> Operation<'a> {
                     size,
                 }
             }
-            Opcode::SetXattr => {
-                let SetxattrInCompat { size, .. } = arguments.take()?;
-                let name = arguments.name()?;
-                Self::SetXattr {
-                    name,
-                    value: arguments.bytes(usize::try_from(size).ok()?)?,
-                }
-            }
             Opcode::Create => Self::Create,
             Opcode::GetFmap if arguments.is_empty() => Self::GetFmap { buffer: None },
             Opcode::GetFmap => {
@@ -173,20 +161,6 @@ mod tests {
             Request::decode(&request(54, &[0; 7])).unwrap_err(),
             Malformed::Arguments { unique: 77 }
         );
-    }
-
-    #[test]
-    fn setxattr_value_may_not_reach_past_the_request() {
-        let short = request(21, b"\x03\0\0\0\0\0\0\0user.x\0ab");
-        assert_eq!(
-            Request::decode(&short).unwrap_err(),
-            Malformed::Arguments { unique: 77 }
-        );
-        let whole = request(21, b"\x02\0\0\0\0\0\0\0user.x\0ab");
-        let Operation::SetXattr { name, value } = Request::decode(&whole).unwrap().operation else {
-            panic!()
-        };
-        assert_eq!((name, value), (&b"user.x"[..], &b"ab"[..]));
     }
 
     #[test]

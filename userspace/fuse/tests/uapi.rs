@@ -59,7 +59,7 @@ fn structures() -> String {
         structure!(fuse_read_in ReadIn { fh, offset, size, read_flags, lock_owner, flags }),
         structure!(fuse_kstatfs Kstatfs { blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, spare }),
         structure!(fuse_getxattr_in GetxattrIn { size, padding }),
-        format!("_Static_assert(FUSE_COMPAT_SETXATTR_IN_SIZE == {}, \"setxattr\");\n", size_of::<SetxattrInCompat>()),
+        structure!(fuse_notify_inval_inode_out NotifyInvalInodeOut { ino, off, len }),
         format!("_Static_assert(sizeof(struct fuse_dirent) == {}, \"dirent\");\n", size_of::<Dirent>()),
         format!(
             "_Static_assert(__builtin_offsetof(struct fuse_direntplus, dirent) == {}, \"direntplus\");\n",
@@ -92,6 +92,7 @@ fn constants() -> String {
         ("FATTR_CTIME", u64::from(fattr::CTIME)),
         ("FOPEN_KEEP_CACHE", u64::from(FOPEN_KEEP_CACHE)),
         ("FOPEN_CACHE_DIR", u64::from(FOPEN_CACHE_DIR)),
+        ("FUSE_NOTIFY_INVAL_INODE", NOTIFY_INVAL_INODE as u64),
     ];
     let assert = |name: &str, value: u64| {
         format!("_Static_assert((uint64_t){name} == {value}ULL, \"{name}\");\n")

@@ -14,6 +14,7 @@ mod failure;
 mod faults;
 mod fixture;
 mod hostile;
+mod hosts;
 mod kinds;
 mod lifetime;
 mod modules;
@@ -28,7 +29,7 @@ pub use protocol::is_offered;
 pub type Test = fn(&Guest, &mut Channel) -> Result<()>;
 
 /// (name, tests as (name, function)).
-const SCENARIOS: [(&str, &[(&str, Test)]); 14] = [
+const SCENARIOS: [(&str, &[(&str, Test)]); 15] = [
     ("kunit", modules::KUNIT),
     ("stock", modules::STOCK),
     ("module", modules::MODULE),
@@ -40,6 +41,7 @@ const SCENARIOS: [(&str, &[(&str, Test)]); 14] = [
     ("faults", faults::TESTS),
     ("lifetime", lifetime::TESTS),
     ("tool", tool::TESTS),
+    ("hosts", hosts::TESTS),
     ("striped", tool::STRIPED),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),

@@ -5,17 +5,18 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
-use famfs_fuse::reply::Payload;
-use famfs_fuse::{map_file, DevFuse, Errno, Region, Reply};
+use famfs_fuse::{map_file, DevFuse, Region};
 use famfs_media::{Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
 use rustix::fs::{fstat, openat, Mode, OFlags, CWD};
+use rustix::mount::{open_tree, OpenTreeFlags};
+use uuid::Uuid;
 
 use super::ops::Server;
-use crate::exit::{code, fail, Exit};
+use crate::exit::{fail, Exit};
 use crate::log;
 
 /// Opens a file of `.meta` below `root` and maps its first `len` bytes. The file itself is closed again: while it
@@ -46,6 +47,21 @@ pub fn read_superblock(root: BorrowedFd<'_>) -> anyhow::Result<Superblock> {
     )?)?)
 }
 
+/// Makes the host with this uuid the master. Nobody else may append meanwhile.
+pub fn take_over(
+    root: BorrowedFd<'_>,
+    superblock: &mut Superblock,
+    system: Uuid,
+) -> io::Result<()> {
+    superblock.system_uuid = system;
+    let region = map_meta(root, ".superblock", SUPERBLOCK_LEN, true)?;
+    // The uuid and behind it the CRC: one cache line, so that readers on other hosts see both change at once.
+    let at = 80;
+    let bytes = superblock.encode();
+    region.write(at, bytes.get(at..104).unwrap_or_default())?;
+    region.flush(at, 24)
+}
+
 /// Replays the entries of the log `region` that are new since `replay` was advanced last.
 pub fn advance(
     replay: &mut Replay,
@@ -65,18 +81,8 @@ pub fn advance(
     Ok(())
 }
 
-/// A request to replay the log.
-#[derive(Debug)]
-pub struct Logplay {
-    /// Number of entries that the log must have.
-    pub target: u64,
-    /// The SETXATTR request to answer.
-    pub unique: u64,
-    /// Where it came from, and the answer goes.
-    pub channel: Arc<DevFuse>,
-}
-
-/// What the replaying thread works on.
+/// What replays the log of a mount. It keeps nothing of the mount open between two replays, so that umount(8) finds it
+/// idle.
 #[derive(Debug)]
 pub struct Player {
     /// Whose namespace it fills.
@@ -87,71 +93,50 @@ pub struct Player {
     pub mountpoint: PathBuf,
     /// Device number of the file system, to know it by.
     pub device: u64,
+    /// Tells the kernel what has changed.
+    pub channel: DevFuse,
+    /// Held by who replays.
+    pub turn: Mutex<()>,
 }
 
 impl Player {
-    /// Starts the thread. It is one of its own because it reads the log through the mount, which the workers must be
-    /// free to serve. It keeps nothing of the mount open between two replays, so that umount(8) finds it idle.
-    pub fn start(self) -> io::Result<()> {
-        let (sender, receiver) = mpsc::channel();
-        let server = Arc::clone(&self.server);
-        thread::Builder::new()
-            .name("logplay".into())
-            .spawn(move || self.work(&receiver))?;
-        // A server has one player, so the cell is empty.
-        let _ = server.logplay.set(sender);
+    /// Replays at this interval from now on, in a thread of its own.
+    pub fn follow(self: Arc<Self>, interval: Duration) -> io::Result<()> {
+        let work = move || loop {
+            thread::sleep(interval);
+            if let Err(error) = self.replay(0) {
+                tracing::debug!("following the log: {error:#}");
+            }
+        };
+        thread::Builder::new().name("follow".into()).spawn(work)?;
         Ok(())
     }
 
-    fn work(&self, jobs: &Receiver<Logplay>) {
-        for job in jobs {
-            let result = self.replay(job.target).map_err(|error| {
-                tracing::error!("logplay: {error:#}");
-                if code(&error) == Exit::Corrupt {
-                    Errno::UCLEAN
-                } else {
-                    Errno::IO
-                }
-            });
-            let reply = Reply::new(job.unique, result.map(|()| Payload::empty()));
-            if let Err(error) = job.channel.send(&reply) {
-                tracing::error!(%error, "the kernel refused the reply to logplay");
-            }
-        }
-    }
-
-    /// Replays until `target` entries are known.
-    fn replay(&self, target: u64) -> anyhow::Result<()> {
-        let known = || {
-            self.server
-                .namespace()
-                .replay()
-                .map_or(0, Replay::next_index)
-        };
-        if known() >= target {
-            return Ok(());
-        }
-        let mountpoint = self.mountpoint.display();
-        let root = openat(
-            CWD,
-            &self.mountpoint,
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+    /// Replays what is new in the log. Returns how many entries are known then; fails if that is less than `target`.
+    pub fn replay(&self, target: u64) -> anyhow::Result<u64> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Through a mount of its own: a file that is open through the user's would make umount(8) fail.
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let root = open_tree(CWD, &self.mountpoint, flags)?;
         if fstat(&root)?.st_dev != self.device {
+            let mountpoint = self.mountpoint.display();
             anyhow::bail!("{mountpoint} does not show this file system: it was moved, or another is mounted over it");
         }
         let region = map_meta(root.as_fd(), ".log", self.superblock.log_len, false)?;
         // Touching the region asks nothing of the workers, which wait for the namespace meanwhile.
-        self.server
+        let changed = self
+            .server
             .namespace_mut()
             .advance(|replay| advance(replay, &self.superblock, &region))?;
-        if known() < target {
-            return Err(fail(
-                Exit::Corrupt,
-                format!("the log has {} entries, {target} were announced", known()),
-            ));
+        for nodeid in changed {
+            self.channel.invalidate_attributes(nodeid)?;
         }
-        Ok(())
+        let namespace = self.server.namespace();
+        let known = namespace.replay().map_or(0, Replay::next_index);
+        if known < target {
+            let text = format!("the log has {known} entries, {target} were announced");
+            return Err(fail(Exit::Corrupt, text));
+        }
+        Ok(known)
     }
 }

@@ -6,16 +6,17 @@
 //!    |                                                     |
 //!   ops     one answer per opcode  ----------------->  namespace   what the log has made, by node id
 //!    |                                                     ^
-//!   stats   requests counted                           fmap_reply   a file's map as the kernel wants it
+//! control   a socket; stats: requests counted          fmap_reply   a file's map as the kernel wants it
 //! ```
 
+pub mod control;
 mod fmap_reply;
 mod logplay;
 pub mod meta;
 mod namespace;
 mod ops;
 mod session;
-pub mod stats;
+mod stats;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -23,7 +24,8 @@ mod wire_tests;
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Context;
 use famfs_fuse::Errno;
@@ -32,21 +34,29 @@ use famfs_media::{Replay, Role, Superblock, LOG_LEN_MIN, SUPERBLOCK_LEN};
 use crate::device::DaxDevice;
 use crate::exit::{fail, Exit};
 use crate::system;
+use control::Socket;
 use logplay::Player;
 use namespace::Namespace;
 use ops::Server;
 use session::Session;
-use stats::Socket;
 
-/// Setting this attribute of the root to a decimal number has the log replayed up to that index at least. The answer
-/// comes when the new files are there.
-pub const LOGPLAY_XATTR: &str = "user.famfs.logplay";
+/// How to mount.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// How often a client looks for new log entries; `None` for never.
+    pub follow: Option<Duration>,
+    /// Lets programs on a client write to files.
+    pub rw: bool,
+    /// Makes this host the master.
+    pub take_over: bool,
+}
 
 /// What there is to say of a mount when it is ready.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct Summary {
     pub role: Role,
+    pub writable: bool,
     pub files: u64,
     pub dirs: u64,
     /// Log entries that were left out.
@@ -58,29 +68,34 @@ pub struct Summary {
 pub fn run(
     devices: &[DaxDevice],
     mountpoint: &Path,
+    options: &Options,
     ready: impl FnOnce(&Summary) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let paths = devices.iter().map(|device| device.path.clone()).collect();
     let server = Arc::new(Server::new(paths, Namespace::meta_only(LOG_LEN_MIN)));
     let mut session = Session::start(&server)?;
-    let (superblock, summary) = load(&server, session.root()?, devices)?;
+    let (superblock, summary) = load(&server, session.root()?, devices, options)?;
     let device = rustix::fs::fstat(session.root()?)?.st_dev;
-    if summary.role == Role::Client {
+    if !summary.writable {
         session
             .set_read_only()
             .context("making the mount read-only")?;
     }
-    let _socket = Socket::open(&server, mountpoint).context("opening the stats socket")?;
-    Player {
+    let player = Arc::new(Player {
         server,
         superblock,
         mountpoint: mountpoint.into(),
         device,
-    }
-    .start()?;
+        channel: session.channel()?,
+        turn: Mutex::new(()),
+    });
+    let _socket = Socket::open(Arc::clone(&player)).context("opening the control socket")?;
     session
         .attach(mountpoint)
         .with_context(|| format!("mounting on {}", mountpoint.display()))?;
+    if let (Role::Client, Some(interval)) = (summary.role, options.follow) {
+        player.follow(interval)?;
+    }
     if let Err(error) = ready(&summary) {
         // The mount is there all the same, and who waited for it is not.
         tracing::warn!("nobody was told that the mount is ready: {error:#}");
@@ -95,10 +110,12 @@ fn load(
     server: &Server,
     root: BorrowedFd<'_>,
     devices: &[DaxDevice],
+    options: &Options,
 ) -> anyhow::Result<(Superblock, Summary)> {
     let device = devices.first().context("no device was given")?;
     let name = device.path.display();
-    let superblock = logplay::read_superblock(root).map_err(|error| access_error(device, error))?;
+    let mut superblock =
+        logplay::read_superblock(root).map_err(|error| access_error(device, error))?;
     if superblock.is_secondary() {
         let text = format!(
             "{name} holds no log: mount the device that does, and give this one with --daxdev"
@@ -106,6 +123,10 @@ fn load(
         return Err(fail(Exit::Usage, text));
     }
     require_room(device, superblock.log_len)?;
+    if options.take_over {
+        logplay::take_over(root, &mut superblock, system::uuid_or_new()?)
+            .context("becoming the master")?;
+    }
     let role = superblock.role(system::uuid());
     let log_mode = if role == Role::Master { 0o644 } else { 0o444 };
     server.namespace_mut().set_log(superblock.log_len, log_mode);
@@ -122,6 +143,7 @@ fn load(
         superblock,
         Summary {
             role,
+            writable: role == Role::Master || options.rw,
             files: totals.files,
             dirs: totals.dirs,
             left_out,

@@ -4,7 +4,7 @@
 //! Node ids do not depend on when or how often the log was replayed: 1 to 4 are fixed, an entry of the log has its
 //! index + [`FIRST_ENTRY`]. Nothing is ever removed, so that they need no reference counts and no generations.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -87,23 +87,33 @@ impl Namespace {
         self.index_new();
     }
 
-    /// Lets `advance` carry on the replay, and shows what is new even when it fails half-way.
-    pub fn advance<T>(
+    /// Lets `advance` carry on the replay, and shows what is new even when it fails half-way. Returns the directories
+    /// that have new directories in them: their numbers of links have changed.
+    pub fn advance(
         &mut self,
-        advance: impl FnOnce(&mut Replay) -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
+        advance: impl FnOnce(&mut Replay) -> anyhow::Result<()>,
+    ) -> anyhow::Result<BTreeSet<u64>> {
         let replay = self.replay.as_mut().context("there is no log")?;
         let result = advance(replay);
-        self.index_new();
-        result
+        let changed = self.index_new();
+        result.map(|()| changed)
     }
 
-    fn index_new(&mut self) {
-        let nodes = self.replay.iter().flat_map(|replay| replay.tree.nodes());
-        let new = nodes
-            .skip(self.entries.len())
-            .filter_map(|(id, node)| Some((nodeid_of(node)?, id)));
-        self.entries.extend(new);
+    fn index_new(&mut self) -> BTreeSet<u64> {
+        let Some(Replay { tree, .. }) = &self.replay else {
+            return BTreeSet::new();
+        };
+        let new: Vec<_> = tree.nodes().skip(self.entries.len()).collect();
+        let parents = new
+            .iter()
+            .filter(|(_, node)| matches!(node.kind, Kind::Dir(_)))
+            .filter_map(|(_, node)| nodeid_of(tree.get(node.parent)?))
+            .collect();
+        let ids = new
+            .iter()
+            .filter_map(|(id, node)| Some((nodeid_of(node)?, *id)));
+        self.entries.extend(ids);
+        parents
     }
 
     /// Node ids of a directory's entry.

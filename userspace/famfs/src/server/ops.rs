@@ -4,24 +4,20 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::mpsc::Sender;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use famfs_fuse::abi::{
     AttrOut, EntryOut, InHeader, Kstatfs, OpenIn, OpenOut, ReadIn, SetattrIn, FOPEN_KEEP_CACHE,
-    ROOT_ID,
 };
 use famfs_fuse::reply::{Directory, Payload};
 use famfs_fuse::request::Malformed;
-use famfs_fuse::{DevFuse, Errno, Operation, Reply, Request};
+use famfs_fuse::{Errno, Operation, Reply, Request};
 use famfs_media::ALLOC_UNIT;
 use rustix::fs::OFlags;
 
 use super::fmap_reply;
-use super::logplay::Logplay;
 use super::namespace::Namespace;
 use super::stats::Counters;
-use super::LOGPLAY_XATTR;
 
 /// How long the kernel may keep names and attributes, in seconds: a year, for nothing but the kernel itself changes
 /// them. Names that do not exist are not kept, so that new files appear at once.
@@ -40,8 +36,6 @@ pub struct Server {
     namespace: RwLock<Namespace>,
     /// Requests so far.
     pub counters: Counters,
-    /// Takes requests to replay the log, once there is a thread for them.
-    pub logplay: OnceLock<Sender<Logplay>>,
 }
 
 type Answer = Result<Payload, Errno>;
@@ -54,7 +48,6 @@ impl Server {
             devices,
             namespace,
             counters: Counters::default(),
-            logplay: OnceLock::new(),
         }
     }
 
@@ -84,8 +77,8 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reply to a request. None where none is wanted, or when another thread will send it through `channel`.
-    pub fn answer(&self, channel: &Arc<DevFuse>, bytes: &[u8]) -> Option<Reply> {
+    /// The reply to a request. None where none is wanted.
+    pub fn answer(&self, bytes: &[u8]) -> Option<Reply> {
         let request = match Request::decode(bytes) {
             Ok(request) => request,
             Err(Malformed::Arguments { unique }) => {
@@ -101,12 +94,6 @@ impl Server {
         let header = &request.header;
         let answer = match request.operation {
             Operation::Forget | Operation::Interrupt => return None,
-            Operation::SetXattr { name, value } if name == LOGPLAY_XATTR.as_bytes() => {
-                match self.logplay(channel, header, value) {
-                    Ok(()) => return None,
-                    Err(errno) => Err(errno),
-                }
-            }
             operation => self.perform(header, operation),
         };
         Some(Reply::new(header.unique, answer))
@@ -131,8 +118,7 @@ impl Server {
             // There are no extended attributes. After ENOSYS the kernel stops asking, as it else does before each
             // write and exec (security.capability); a user's name gets the answer that says no more than it must.
             Operation::GetXattr { name, .. } if name.starts_with(b"user.") => Err(Errno::NODATA),
-            // ENOSYS would make the kernel keep LOGPLAY_XATTR to itself too.
-            Operation::SetXattr { .. } | Operation::Create => Err(Errno::OPNOTSUPP),
+            Operation::Create => Err(Errno::OPNOTSUPP),
             // INIT was answered before the first thread started.
             Operation::Init(_) => Err(Errno::IO),
             Operation::GetXattr { .. } | Operation::Unsupported => Err(Errno::NOSYS),
@@ -218,30 +204,6 @@ impl Server {
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
         let reply = famfs_fmap::daxdev_reply(index, &path).ok_or(Errno::NAMETOOLONG)?;
         Ok((&reply).into())
-    }
-
-    /// Hands a request to replay the log to the thread for it.
-    fn logplay(
-        &self,
-        channel: &Arc<DevFuse>,
-        header: &InHeader,
-        value: &[u8],
-    ) -> Result<(), Errno> {
-        if header.nodeid != ROOT_ID {
-            return Err(Errno::OPNOTSUPP);
-        }
-        if header.uid != 0 {
-            return Err(Errno::PERM);
-        }
-        let text = std::str::from_utf8(value).map_err(|_| Errno::INVAL)?;
-        let target = text.trim().parse().map_err(|_| Errno::INVAL)?;
-        let queue = self.logplay.get().ok_or(Errno::OPNOTSUPP)?;
-        let job = Logplay {
-            target,
-            unique: header.unique,
-            channel: Arc::clone(channel),
-        };
-        queue.send(job).map_err(|_| Errno::IO)
     }
 }
 

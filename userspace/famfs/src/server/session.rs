@@ -31,6 +31,8 @@ const WORKERS: usize = 2;
 /// threads, which end when the connection does.
 #[derive(Debug)]
 pub struct Session {
+    /// For notifications.
+    channel: Option<DevFuse>,
     /// The file system context, for later changes to the superblock.
     context: Option<OwnedFd>,
     /// The mount while it is attached nowhere. Open descriptors pin it.
@@ -49,6 +51,7 @@ impl Session {
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .context("fsmount")?;
         let mut session = Self {
+            channel: Some(device.new_channel().context("cloning /dev/fuse")?),
             context: Some(context),
             mount: Some(mount),
             workers: Vec::new(),
@@ -73,7 +76,7 @@ impl Session {
         let server = Arc::clone(server);
         let thread = thread::Builder::new().name(format!("fuse-{index}"));
         self.workers
-            .push(thread.spawn(move || serve(&Arc::new(channel), &server))?);
+            .push(thread.spawn(move || serve(&channel, &server))?);
         Ok(())
     }
 
@@ -84,6 +87,11 @@ impl Session {
             .as_ref()
             .context("the mount is attached")?
             .as_fd())
+    }
+
+    /// A descriptor to send notifications through; there is one.
+    pub fn channel(&mut self) -> anyhow::Result<DevFuse> {
+        self.channel.take().context("the channel was taken")
     }
 
     /// Makes the superblock read-only. Nothing in it may be open for writing.
@@ -189,12 +197,12 @@ fn negotiate(device: &DevFuse) -> anyhow::Result<()> {
 }
 
 /// Receives and answers until the connection ends.
-pub fn serve(channel: &Arc<DevFuse>, server: &Server) {
+pub fn serve(channel: &DevFuse, server: &Server) {
     let mut buffer = vec![0; dev::BUFFER_SIZE];
     loop {
         match channel.receive(&mut buffer) {
             Ok(Some(bytes)) => {
-                let Some(reply) = server.answer(channel, bytes) else {
+                let Some(reply) = server.answer(bytes) else {
                     continue;
                 };
                 if let Err(error) = channel.send(&reply) {

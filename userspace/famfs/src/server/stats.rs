@@ -1,25 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Requests counted, and told on a socket: reading them sends no FUSE request.
+//! Requests counted, and told with the rest of what there is to know of a server.
 
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
-use std::time::Duration;
-use std::{fs, thread};
 
 use famfs_fuse::Opcode;
 use serde_json::{json, Map, Value};
 
 use super::ops::Server;
 
-/// Where servers have their sockets.
-const SOCKET_DIR: &str = "/run/famfs";
-/// How long a client of the socket may take to read.
-const SOCKET_TIMEOUT: Duration = Duration::from_secs(5);
 /// One more than the highest opcode; slot 0 counts what the table does not have.
 const SLOTS: usize = Opcode::GetDaxdev as usize + 1;
 
@@ -57,53 +46,8 @@ impl Counters {
     }
 }
 
-/// The socket of a server; removed when dropped.
-#[derive(Debug)]
-pub struct Socket(PathBuf);
-
-impl Socket {
-    /// Opens the socket of `server` and answers on it: to each connection one JSON document, then the end.
-    pub fn open(server: &Arc<Server>, mountpoint: &Path) -> io::Result<Self> {
-        let path = path_of(Path::new(&server.source()));
-        fs::create_dir_all(SOCKET_DIR)?;
-        // Left behind by a server that was killed: this one holds the device.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => (),
-        }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        let (server, mountpoint) = (Arc::clone(server), mountpoint.to_owned());
-        thread::Builder::new().name("stats".into()).spawn(move || {
-            for stream in listener.incoming().filter_map(Result::ok) {
-                if let Err(error) = tell(stream, &server, &mountpoint) {
-                    tracing::debug!(%error, "stats socket");
-                }
-            }
-        })?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Path of the socket of the server of `device`.
-fn path_of(device: &Path) -> PathBuf {
-    let name = device.file_name().unwrap_or_default().to_string_lossy();
-    Path::new(SOCKET_DIR).join(format!("{name}.sock"))
-}
-
-fn tell(mut stream: UnixStream, server: &Server, mountpoint: &Path) -> io::Result<()> {
-    stream.set_write_timeout(Some(SOCKET_TIMEOUT))?;
-    writeln!(stream, "{}", report(server, mountpoint))?;
-    stream.shutdown(Shutdown::Both)
-}
-
-fn report(server: &Server, mountpoint: &Path) -> Value {
+/// What a server tells about itself.
+pub fn report(server: &Server, mountpoint: &Path) -> Value {
     let requests: Map<String, Value> = Opcode::ALL
         .iter()
         .map(|&opcode| (opcode.name().to_owned(), server.counters.get(Some(opcode))))
@@ -129,13 +73,4 @@ fn report(server: &Server, mountpoint: &Path) -> Value {
         "requests_total": server.counters.total(),
         "requests": requests,
     })
-}
-
-/// What the server of `device` tells, a JSON document.
-pub fn read(device: &Path) -> io::Result<Value> {
-    let mut stream = UnixStream::connect(path_of(device))?;
-    stream.set_read_timeout(Some(SOCKET_TIMEOUT))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(serde_json::from_str(&text)?)
 }

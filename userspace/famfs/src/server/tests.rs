@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use famfs_fuse::abi::{
@@ -18,6 +18,8 @@ use rustix::net::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::control;
+use super::logplay::Player;
 use super::namespace::{Namespace, FIRST_ENTRY, LOG, META, SUPERBLOCK};
 use super::ops::Server;
 use super::session::serve;
@@ -59,7 +61,7 @@ impl Kernel {
         )
         .unwrap();
         let server = Server::new(devices, namespace);
-        thread::spawn(move || serve(&Arc::new(DevFuse::from(device)), &server));
+        thread::spawn(move || serve(&DevFuse::from(device), &server));
         Self(kernel)
     }
 
@@ -364,24 +366,38 @@ fn daxdevs_have_their_index() {
 }
 
 #[test]
-fn logplay_is_for_root_on_the_root() {
-    let kernel = Kernel::new();
-    let set = |nodeid, uid, value: &str| {
-        let size = (value.len() as u32).to_ne_bytes();
-        let request = [
-            &size[..],
-            &[0; 4],
-            b"user.famfs.logplay\0",
-            value.as_bytes(),
-        ]
-        .concat();
-        kernel.call(Opcode::SetXattr, nodeid, uid, &request)
+fn the_control_socket_answers_what_it_knows() {
+    let (_kernel, device) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let server = Arc::new(Server::new(vec!["/dev/dax0.0".into()], namespace()));
+    let player = Player {
+        server,
+        superblock: Superblock::parse(&read("media/superblock.bin")).unwrap(),
+        mountpoint: "/nowhere".into(),
+        device: 0,
+        channel: DevFuse::from(device),
+        turn: Mutex::new(()),
     };
-    assert_eq!(set(1, 1000, "3"), Err(Errno::PERM));
-    assert_eq!(set(FIRST_ENTRY, 0, "3"), Err(Errno::OPNOTSUPP));
-    for value in ["", "x", "-1", "3 4", "99999999999999999999"] {
-        assert_eq!(set(1, 0, value), Err(Errno::INVAL), "{value:?}");
-    }
-    // No thread replays the log here.
-    assert_eq!(set(1, 0, "3"), Err(Errno::OPNOTSUPP));
+    let status = control::answer("status\n", &player);
+    assert_eq!(
+        (&status["files"], &status["next_index"]),
+        (&7.into(), &10.into())
+    );
+    let error = |line| control::answer(line, &player)["error"].to_string();
+    assert_eq!(error("logplay x\n"), r#""\"x\" is not a number""#);
+    assert_eq!(
+        error("status now\n"),
+        r#""no such request: \"status now\"""#
+    );
+    assert_eq!(error(""), r#""no such request: \"\"""#);
+    assert!(
+        error("logplay 0\n").contains("No such file"),
+        "{}",
+        error("logplay 0\n")
+    );
 }

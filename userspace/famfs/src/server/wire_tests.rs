@@ -45,8 +45,6 @@ fn expect(name: &str) -> Expect {
         "opendir" => Expect::But(&[(16, 24)]),
         // Upstream lets it pass, and the file is unusable from then on.
         "open_one_otrunc" => Expect::Error(Errno::PERM),
-        // After ENOSYS the kernel would not pass on user.famfs.logplay either.
-        "setxattr" => Expect::Error(Errno::OPNOTSUPP),
         // Upstream shows the host's file system, and fails with EBADF on a file.
         "statfs_root" | "statfs_file" => Expect::Elsewhere,
         // Upstream's cookies and inode numbers are the shadow directory's.

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Several hosts on one memory, as one guest can show them: it gets another system uuid, and what another host writes
+//! to the log comes through the raw memory.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+
+use super::fixture::{ensure_eq, pattern};
+use super::tool::{at, umount, Mounted, MOUNTPOINT};
+use super::Test;
+use crate::channel::Channel;
+use crate::fmap::AU;
+use crate::raw::Raw;
+use crate::runner::Guest;
+use crate::tool::{famfs, run};
+
+pub const TESTS: &[(&str, Test)] = &[
+    ("client_follows_the_log", client_follows_the_log),
+    ("client_waits_for_logplay", client_waits_for_logplay),
+    ("client_is_read_only", client_is_read_only),
+    ("another_host_takes_over", another_host_takes_over),
+    ("torn_append_is_continued", torn_append_is_continued),
+    (
+        "following_keeps_no_mount_busy",
+        following_keeps_no_mount_busy,
+    ),
+];
+
+const UUID_FILE: &str = "/opt/famfs/system_uuid";
+const OTHER_UUID: &str = "00000000-0000-4000-8000-0000000000aa";
+/// Where the two counters are on device 0.
+const COUNTERS: u64 = AU + 32;
+const PERMISSION: i32 = 5;
+
+/// A file system that this host has made; from then on it is another host, until this is dropped.
+struct Client {
+    mounted: Mounted,
+    master: Vec<u8>,
+}
+
+impl Client {
+    /// `names` are made one after the other by the master, those with a slash as directories; the counters are then
+    /// set back to `announced` entries.
+    fn new(guest: &Guest, names: &[&str], announced: u64) -> Result<Self> {
+        let mounted = Mounted::new(guest, 1)?;
+        for name in names {
+            match name.ends_with('/') {
+                true => famfs(&["mkdir", &at(name)])?,
+                false => famfs(&["creat", "--randomize", "--size", "1m", &at(name)])?,
+            };
+        }
+        umount()?;
+        let client = Self {
+            mounted,
+            master: fs::read(UUID_FILE)?,
+        };
+        become_host(OTHER_UUID.as_bytes())?;
+        client.announce(announced)?;
+        Ok(client)
+    }
+
+    fn raw(&self) -> Result<&Raw> {
+        self.mounted.ready.raw(0)
+    }
+
+    /// What the master does when the entries are written.
+    fn announce(&self, entries: u64) -> Result<()> {
+        let word = entries.to_le_bytes();
+        self.raw()?.write(COUNTERS, &[word, word].concat())
+    }
+
+    fn mount(&self, options: &[&str]) -> Result<String> {
+        let device = &self.mounted.ready.paths[0];
+        famfs(&[&["mount"], options, &[device, MOUNTPOINT]].concat())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = umount();
+        let _ = become_host(&self.master);
+    }
+}
+
+/// The file can't be written, as it is read-only; so it is replaced.
+fn become_host(uuid: &[u8]) -> Result<()> {
+    fs::remove_file(UUID_FILE)?;
+    fs::write(UUID_FILE, uuid).context(UUID_FILE)
+}
+
+fn appears(path: &str) -> Result<()> {
+    for _ in 0..1000 {
+        if Path::new(path).exists() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    anyhow::bail!("{path} did not appear within 20 s")
+}
+
+fn client_follows_the_log(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a", "b/"], 0)?;
+    client.mount(&["--follow", "0.1"])?;
+    ensure_eq!(fs::metadata(MOUNTPOINT)?.nlink(), 3, "links of the root");
+    ensure!(
+        !Path::new(&at("a")).exists(),
+        "a file that was not announced"
+    );
+    client.announce(1)?;
+    appears(&at("a"))?;
+    ensure!(
+        !Path::new(&at("b")).exists(),
+        "a file that was not announced"
+    );
+    client.announce(2)?;
+    appears(&at("b"))?;
+    ensure_eq!(
+        fs::metadata(MOUNTPOINT)?.nlink(),
+        4,
+        "links with a new directory"
+    );
+    famfs(&["verify", &at("a")])?;
+    let names: Vec<_> = fs::read_dir(MOUNTPOINT)?
+        .map(|entry| Ok(entry?.file_name().into_string().unwrap_or_default()))
+        .collect::<Result<_>>()?;
+    ensure_eq!(names, [".meta", "a", "b"], "the directory");
+    Ok(())
+}
+
+fn client_waits_for_logplay(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a"], 1)?;
+    client.mount(&["--follow", "0"])?;
+    famfs(&["verify", &at("a")])?;
+    umount()?;
+    client.announce(0)?;
+    client.mount(&["--follow", "0"])?;
+    ensure!(
+        !Path::new(&at("a")).exists(),
+        "a file that was not announced"
+    );
+    client.announce(1)?;
+    let said = famfs(&["logplay", MOUNTPOINT])?;
+    ensure_eq!(said.trim(), "1 log entries are in use", "what logplay said");
+    famfs(&["verify", &at("a")]).map(drop)
+}
+
+fn client_is_read_only(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a"], 1)?;
+    client.mount(&[])?;
+    let write = || OpenOptions::new().write(true).open(at("a"));
+    let errno = write().err().and_then(|error| error.raw_os_error());
+    ensure_eq!(errno, Some(libc::EROFS), "errno of an open for writing");
+    let refused = run("famfs", &["mkdir", &at("d")])?;
+    refused.expect_failure(PERMISSION, "only that host can add to it")?;
+    umount()?;
+    client.mount(&["--rw"])?;
+    write()?.write_all_at(&pattern(0, 100), 0)?;
+    ensure!(
+        fs::read(at("a"))?[..100] == pattern(0, 100),
+        "the bytes written"
+    );
+    let refused = run("famfs", &["mkdir", &at("d")])?;
+    refused.expect_failure(PERMISSION, "only that host can add to it")
+}
+
+fn another_host_takes_over(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a"], 1)?;
+    client.mount(&["--take-over"])?;
+    famfs(&["mkdir", &at("d")])?;
+    famfs(&["verify", &at("a")])?;
+    umount()?;
+    client.mount(&[])?;
+    famfs(&["mkdir", &at("d/e")])?;
+    umount()?;
+    become_host(&client.master)?;
+    client.mount(&[])?;
+    let refused = run("famfs", &["mkdir", &at("f")])?;
+    refused.expect_failure(PERMISSION, OTHER_UUID)?;
+    famfs(&["fsck", MOUNTPOINT]).map(drop)
+}
+
+/// Entry 1 was half written when its host died, with the counters already in memory.
+fn torn_append_is_continued(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a", "b"], 2)?;
+    client.raw()?.write(AU + 48 + 544 + 300, &[0xee; 244])?;
+    client.mount(&["--take-over"])?;
+    famfs(&["verify", &at("a")])?;
+    ensure!(!Path::new(&at("b")).exists(), "a file of half an entry");
+    famfs(&["creat", "--randomize", "--size", "1m", &at("c")])?;
+    umount()?;
+    client.mount(&[])?;
+    famfs(&["verify", &at("a"), &at("c")])?;
+    ensure_eq!(
+        client.raw()?.read(COUNTERS, 16)?,
+        [2u64.to_le_bytes(); 2].concat(),
+        "the counters"
+    );
+    famfs(&["fsck", MOUNTPOINT]).map(drop)
+}
+
+/// umount(8) finds the mount idle however often the server looks at the log.
+fn following_keeps_no_mount_busy(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a"], 1)?;
+    for _ in 0..10 {
+        client.mount(&["--follow", "0.002"])?;
+        thread::sleep(Duration::from_millis(50));
+        umount()?;
+    }
+    Ok(())
+}
