@@ -379,7 +379,7 @@ s64 famfs_fake_size(struct file *file)
 
 int famfs_fake_users(struct file *file)
 {
-	return icount_read(file_inode(file));
+	return icount_read_once(file_inode(file));
 }
 
 ssize_t famfs_fake_rw(struct file *file, loff_t pos, void *buf, size_t len,
