@@ -39,7 +39,7 @@ cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
 harness = $(call cargo,qemu) run --release --quiet --
 
 .PHONY: help all packages kernel fusedax-check modules userspace harness initrd demo shell \
-	test test-host test-fuzz test-vm fuzz lint where tools clean distclean
+	test test-host test-fuzz test-vm test-debug fuzz lint where tools clean distclean
 
 help:
 	@echo 'famfs-rs: shared memory as files'
@@ -57,6 +57,7 @@ help:
 	@echo '  make userspace   the famfs binary'
 	@echo '  make test-host   the unit tests alone; test-vm: those in the guest alone'
 	@echo '  make fuzz        a long run of the fuzzers (MINUTES=10, each)'
+	@echo '  make test-debug  KUnit, the guests'"'"' tests and the demo on a kernel with all checkers'
 	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
 	@echo '  make -s where    NAME=path of each thing that is built'
 	@echo '  make packages    what this machine needs (as root: installs it)'
@@ -115,7 +116,11 @@ fuzz: packages
 	@export PATH="$$(scripts/host-packages.sh path)" && userspace/fuzz/run $$(($(MINUTES) * 60))
 
 test-vm: modules userspace
-	@$(harness) test
+	@$(harness) test $(if $(filter debug,$(VARIANT)),--debug)
+
+# On the kernel with all checkers.
+test-debug:
+	@$(MAKE) --no-print-directory VARIANT=debug test-vm
 
 lint: kernel
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/lint.sh

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One run of a guest: its events as they come, time limits, its end, its console log.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Child;
@@ -10,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::console;
-use crate::ktap::{self, Event};
+use crate::console::Console;
+use crate::ktap::{self, Event, Outcome, TestResult};
 use crate::qemu::Machine;
 
 #[derive(Clone, Copy, Debug)]
@@ -40,17 +39,34 @@ impl Drop for Reaper {
     }
 }
 
-/// Boots the machine and hands every event to `on_event` until the guest is gone.
-pub fn run(machine: &Machine, limits: Limits, on_event: impl FnMut(&Event)) -> Result<Ending> {
-    let mut faults = follow(machine.start()?, limits, on_event)?;
-    let log = fs::read(&machine.console).unwrap_or_default();
-    let log = String::from_utf8_lossy(&log);
-    let defects = console::defects(&log).into_iter();
-    faults.extend(defects.map(|line| format!("the kernel reported: {line}")));
+/// Boots the machine and hands every event to `on_event` until the guest is gone. A test during which the kernel
+/// reported a defect has failed.
+pub fn run(machine: &Machine, limits: Limits, mut on_event: impl FnMut(&Event)) -> Result<Ending> {
+    let mut console = Console::new(machine.console.clone());
+    // A log from before would be taken for this run's.
+    let _ = std::fs::remove_file(&console.path);
+    let mut faults = follow(machine.start()?, limits, |event| match event {
+        Event::Result(result) if result.depth == 0 => {
+            judge(result, console.new_defects(), &mut on_event);
+        }
+        event => on_event(event),
+    })?;
+    faults.extend(console.last_defects());
     Ok(Ending {
         faults,
-        console: machine.console.clone(),
+        console: console.path,
     })
+}
+
+fn judge(result: &TestResult, defects: Vec<String>, on_event: &mut impl FnMut(&Event)) {
+    let mut result = result.clone();
+    if !defects.is_empty() {
+        result.outcome = Outcome::Failed;
+    }
+    on_event(&Event::Result(result));
+    for defect in defects {
+        on_event(&Event::Why(defect));
+    }
 }
 
 /// Reads the channel, the child's standard output, to its end; gives what was wrong with it.
@@ -148,6 +164,21 @@ mod tests {
     fn a_whole_run_has_no_fault() {
         let script = "echo '# step: a'; echo 'ok 1 a'; echo '# done'";
         assert_eq!(follow_script(script, 5000, 5000), (vec![], 3));
+    }
+
+    #[test]
+    fn a_report_of_the_kernel_fails_the_test_under_way() {
+        let mut events = Vec::new();
+        let Event::Result(passed) = ktap::parse("ok 1 vm.a.b") else {
+            panic!("a result");
+        };
+        judge(&passed, vec![], &mut |event| events.push(event.clone()));
+        judge(&passed, vec!["BUG".to_owned()], &mut |event| {
+            events.push(event.clone());
+        });
+        let failed = ktap::parse("not ok 1 vm.a.b");
+        let why = Event::Why("BUG".to_owned());
+        assert_eq!(events, [Event::Result(passed), failed, why]);
     }
 
     #[test]

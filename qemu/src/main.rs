@@ -73,6 +73,9 @@ enum Verb {
         /// Where random input starts from
         #[arg(long, env = "SEED", default_value_t = 1)]
         seed: u64,
+        /// The kernel is the debug tier's: it takes more time and memory, and the demo is one more test
+        #[arg(long)]
+        debug: bool,
     },
 }
 
@@ -102,14 +105,17 @@ fn run_verb(cli: Cli) -> Result<()> {
                 .clone()
                 .filter(|path| path.is_file()),
             initrd: initrd.clone(),
-            logs: tools::cache()?.join("logs"),
+            logs: initrd.with_extension("logs"),
         })
     };
     match cli.verb {
         Verb::Initrd => println!("{}", initrd.display()),
         Verb::Demo { topology } => run::demo(&booter()?, topology)?,
         Verb::Shell { topology } => run::shell(&booter()?, topology)?,
-        Verb::Test { only, seed } => run::test(&booter()?, &only, seed)?,
+        Verb::Test { only, seed, debug } => {
+            let only = &only;
+            run::test(&booter()?, run::Order { only, seed, debug })?;
+        }
     }
     Ok(())
 }

@@ -22,6 +22,8 @@ pub struct Machine<'a> {
     pub plan: Vec<String>,
     /// Where the kernel's log goes.
     pub console: PathBuf,
+    /// More memory than the topology says, for a kernel that keeps books on all of it.
+    pub roomy: bool,
 }
 
 impl Machine<'_> {
@@ -77,6 +79,10 @@ impl Machine<'_> {
             "none",
         ]);
         command.args(self.topology.qemu);
+        if self.roomy {
+            // The last word on the size; what else was said with -m stays.
+            command.args(["-m", "3G"]);
+        }
         command
             .arg("-kernel")
             .arg(self.kernel)

@@ -17,6 +17,11 @@ const LIMITS: Limits = Limits {
     total: Duration::from_secs(900),
     silence: Duration::from_secs(120),
 };
+/// Every checker on, a kernel takes several times as long.
+const DEBUG_LIMITS: Limits = Limits {
+    total: Duration::from_secs(5400),
+    silence: Duration::from_secs(900),
+};
 
 /// What guests are booted from, and where their logs go.
 #[derive(Debug)]
@@ -49,8 +54,29 @@ impl Booter {
             initrd: &self.initrd,
             plan,
             console,
+            roomy: false,
         })
     }
+}
+
+/// What a test run is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// Only tests whose name contains this.
+    pub only: &'a str,
+    /// What the tests with random input start from.
+    pub seed: u64,
+    /// The patched kernel is the debug tier's.
+    pub debug: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tests,
+    /// On the kernel without the patch, which the debug tier has none of.
+    Stock,
+    /// The demo, as one test. In the debug tier alone: elsewhere it has a target of its own.
+    Demo,
 }
 
 /// One boot of `make test`: a machine and the scenarios that need it.
@@ -58,50 +84,78 @@ struct Job {
     name: &'static str,
     topology: &'static Topology,
     scenarios: &'static str,
-    /// Boots the kernel without the patch.
-    stock: bool,
+    kind: Kind,
 }
 
-const JOBS: [Job; 4] = [
+const JOBS: &[Job] = &[
     Job {
         name: "kunit",
         topology: &topology::BARE,
         scenarios: "kunit",
-        stock: false,
+        kind: Kind::Tests,
     },
     Job {
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
             "module,contents,protocol,push,refusals,hostile,faults,lifetime,tool,hosts,striped,wrong_use,failure",
-        stock: false,
+        kind: Kind::Tests,
     },
     Job {
         name: "cxl",
         topology: &topology::CXL,
         scenarios: "contents,tool",
-        stock: false,
+        kind: Kind::Tests,
     },
     Job {
         name: "stock",
         topology: &topology::BARE,
         scenarios: "stock",
-        stock: true,
+        kind: Kind::Stock,
+    },
+    Job {
+        name: "demo",
+        topology: &topology::CXL,
+        scenarios: "",
+        kind: Kind::Demo,
     },
 ];
 
-/// Runs every test whose name contains `only`; says at the end how many passed and failed.
-///
-/// `seed` is what the tests with random input start from.
-pub fn test(booter: &Booter, only: &str, seed: u64) -> Result<()> {
+impl Job {
+    fn is_ordered(&self, order: Order) -> bool {
+        match self.kind {
+            Kind::Tests => true,
+            Kind::Stock => !order.debug,
+            Kind::Demo => order.debug && (order.only.is_empty() || order.only == self.name),
+        }
+    }
+
+    fn plan(&self, order: Order) -> Vec<String> {
+        if self.kind == Kind::Demo {
+            return vec!["famfs.mode=demo".to_owned()];
+        }
+        vec![
+            "famfs.mode=test".to_owned(),
+            format!("famfs.name={}", self.name),
+            format!("famfs.scenarios={}", self.scenarios),
+            format!("famfs.only={}", order.only),
+            format!("famfs.seed={}", order.seed),
+        ]
+    }
+}
+
+/// Runs every test that is ordered; says at the end how many passed and failed.
+pub fn test(booter: &Booter, order: Order) -> Result<()> {
+    let only = order.only;
     let mut tally = Tally::default();
     // A test's name begins with its guest's.
     let (wanted, others): (Vec<&Job>, Vec<&Job>) = JOBS
         .iter()
+        .filter(|job| job.is_ordered(order))
         .partition(|job| only.starts_with(&format!("{}.", job.name)));
     let jobs = if wanted.is_empty() { others } else { wanted };
     for job in jobs {
-        run_job(booter, job, only, seed, &mut tally)?;
+        run_job(booter, job, order, &mut tally)?;
     }
     println!("{}", tally.summary());
     ensure!(tally.failed == 0, "{} tests failed", tally.failed);
@@ -109,11 +163,11 @@ pub fn test(booter: &Booter, only: &str, seed: u64) -> Result<()> {
     Ok(())
 }
 
-fn run_job(booter: &Booter, job: &Job, only: &str, seed: u64, tally: &mut Tally) -> Result<()> {
-    let kernel = match (job.stock, &booter.stock_kernel) {
-        (false, _) => &booter.kernel,
-        (true, Some(kernel)) => kernel,
-        (true, None) => {
+fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Result<()> {
+    let kernel = match (job.kind, &booter.stock_kernel) {
+        (Kind::Tests | Kind::Demo, _) => &booter.kernel,
+        (Kind::Stock, Some(kernel)) => kernel,
+        (Kind::Stock, None) => {
             tally.skip(
                 &format!("{}.boot", job.name),
                 "no kernel without the patch (BZIMAGE_STOCK)",
@@ -121,16 +175,11 @@ fn run_job(booter: &Booter, job: &Job, only: &str, seed: u64, tally: &mut Tally)
             return Ok(());
         }
     };
-    let plan = vec![
-        "famfs.mode=test".to_owned(),
-        format!("famfs.name={}", job.name),
-        format!("famfs.scenarios={}", job.scenarios),
-        format!("famfs.only={only}"),
-        format!("famfs.seed={seed}"),
-    ];
-    let machine = booter.machine(job.topology, kernel, job.name, plan)?;
+    let mut machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
+    machine.roomy = order.debug;
+    let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
     let mut run = tally.run(job.name);
-    let ending = guest::run(&machine, LIMITS, |event| run.record(event))?;
+    let ending = guest::run(&machine, limits, |event| run.record(event))?;
     run.conclude(ending);
     Ok(())
 }

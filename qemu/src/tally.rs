@@ -66,7 +66,7 @@ impl Run<'_> {
             Event::Result(result) => self.result(result),
             Event::Suite(name) => self.suite.clone_from(name),
             Event::Plan(count) => self.planned = Some(*count),
-            Event::Why(text) => println!("    {text}"),
+            Event::Why(text) | Event::Say(text) => println!("    {text}"),
             _ => (),
         }
     }

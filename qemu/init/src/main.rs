@@ -8,6 +8,7 @@ mod dax;
 mod demo;
 mod fmap;
 mod hostile;
+mod kmemleak;
 mod module;
 mod pid1;
 mod probe;

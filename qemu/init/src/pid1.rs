@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! PID 1: mounts what every Linux has, starts the runner, powers the machine off when the runner is gone.
+//! PID 1: mounts what every Linux has, starts the runner, buries orphans, powers the machine off when the runner is gone.
 
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode};
 
 use anyhow::{bail, Context, Result};
 use rustix::mount::{mount, MountFlags};
+use rustix::process::{wait, WaitOptions};
 use rustix::system::{reboot, RebootCommand};
 
 use crate::channel::Channel;
@@ -43,12 +43,18 @@ fn boot() -> Result<()> {
     }
     std::env::set_var("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
     std::env::set_var("HOME", "/");
-    let status = Command::new("/init")
+    let runner = Command::new("/init")
         .arg("run")
-        .status()
+        .spawn()
         .context("start the runner")?;
-    if let Some(signal) = status.signal() {
-        bail!("the runner was killed by signal {signal}");
+    loop {
+        // Processes that lost their parent are ours to bury.
+        let (pid, status) = wait(WaitOptions::empty())?.context("no child to wait for")?;
+        if u32::try_from(pid.as_raw_nonzero().get()) == Ok(runner.id()) {
+            return match status.terminating_signal() {
+                Some(signal) => bail!("the runner was killed by signal {signal}"),
+                None => Ok(()),
+            };
+        }
     }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use crate::channel::Channel;
 use crate::cmdline::{Memory, Mode, Plan};
 use crate::dax::{self, DaxDev};
 use crate::scenarios::{self, Skip, Test};
-use crate::{demo, shell};
+use crate::{demo, kmemleak, shell};
 
 /// What tests get to work with.
 pub struct Guest {
@@ -60,23 +60,38 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
 
 fn run_tests(channel: &mut Channel, plan: &Plan, guest: &Guest) -> Result<()> {
     let tests = scenarios::select(plan)?;
+    let search = kmemleak::is_there() && !tests.is_empty();
     channel.line("KTAP version 1");
-    channel.line(&format!("1..{}", tests.len()));
+    channel.line(&format!("1..{}", tests.len() + usize::from(search)));
+    if search {
+        channel.step("kmemleak: start");
+        kmemleak::start_afresh()?;
+    }
     for (index, (name, test)) in tests.iter().enumerate() {
         channel.step(name);
-        let number = index + 1;
-        match run_one(*test, guest, channel) {
-            Ok(()) => channel.line(&format!("ok {number} {name}")),
-            Err(error) => match error.downcast_ref::<Skip>() {
-                Some(Skip(reason)) => channel.line(&format!("ok {number} {name} # SKIP {reason}")),
-                None => {
-                    channel.line(&format!("not ok {number} {name}"));
-                    channel.why(&format!("{error:#}"));
-                }
-            },
-        }
+        let result = run_one(*test, guest, channel);
+        report(channel, index + 1, name, result);
+    }
+    if search {
+        let name = format!("{}.kmemleak", plan.name);
+        channel.step(&name);
+        let result = kmemleak::expect_nothing_lost();
+        report(channel, tests.len() + 1, &name, result);
     }
     Ok(())
+}
+
+fn report(channel: &mut Channel, number: usize, name: &str, result: Result<()>) {
+    match result {
+        Ok(()) => channel.line(&format!("ok {number} {name}")),
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(Skip(reason)) => channel.line(&format!("ok {number} {name} # SKIP {reason}")),
+            None => {
+                channel.line(&format!("not ok {number} {name}"));
+                channel.why(&format!("{error:#}"));
+            }
+        },
+    }
 }
 
 /// A panic in a test is that test's failure and nobody else's.
