@@ -102,6 +102,12 @@ const JOBS: &[Job] = &[
         kind: Kind::Tests,
     },
     Job {
+        name: "memory",
+        topology: &topology::PMEM2,
+        scenarios: "failslab,cycles",
+        kind: Kind::Tests,
+    },
+    Job {
         name: "cxl",
         topology: &topology::CXL,
         scenarios: "contents,tool",

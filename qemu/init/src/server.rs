@@ -3,6 +3,7 @@
 //! its opcode. It knows one flat folder of files and runs as a thread of the test.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -100,24 +101,45 @@ struct Seen {
     fmap_offered: bool,
 }
 
+/// What a FUSE file system is mounted with: a new folder, and the server's descriptor.
+pub struct MountPoint {
+    pub dir: String,
+    pub dev: File,
+    options: CString,
+}
+
+impl MountPoint {
+    pub fn new(user_id: u32) -> Result<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let dir = format!("/mnt/test{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        std::fs::create_dir_all(&dir)?;
+        let dev = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .context("/dev/fuse")?;
+        let options = format!(
+            "fd={},rootmode=40000,user_id={user_id},group_id=0,allow_other",
+            dev.as_raw_fd()
+        );
+        Ok(Self {
+            dir,
+            dev,
+            options: CString::new(options)?,
+        })
+    }
+
+    pub fn mount(&self, flags: MountFlags) -> rustix::io::Result<()> {
+        let options = self.options.as_c_str();
+        mount("famfs-test", &self.dir, "fuse", flags, options)
+    }
+}
+
 /// Mounts a FUSE file system on a new folder; gives its path and the server's descriptor.
 pub fn mount_fuse(user_id: u32, flags: MountFlags) -> Result<(String, File)> {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let dir = format!("/mnt/test{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    std::fs::create_dir_all(&dir)?;
-    let dev = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .context("/dev/fuse")?;
-    let options = format!(
-        "fd={},rootmode=40000,user_id={user_id},group_id=0,allow_other",
-        dev.as_raw_fd()
-    );
-    let options = std::ffi::CString::new(options)?;
-    mount("famfs-test", &dir, "fuse", flags, options.as_c_str())
-        .context("mount the test file system")?;
-    Ok((dir, dev))
+    let point = MountPoint::new(user_id)?;
+    point.mount(flags).context("mount the test file system")?;
+    Ok((point.dir, point.dev))
 }
 
 /// A mounted test file system; dropping it unmounts.
@@ -137,21 +159,26 @@ impl TestFs {
     /// Mounts on behalf of another user, as fusermount does.
     pub fn mount_for(user_id: u32, serve: Serve) -> Result<Self> {
         let (dir, dev) = mount_fuse(user_id, MountFlags::empty())?;
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let (thread_dev, thread_seen) = (dev.try_clone()?, Arc::clone(&seen));
-        std::thread::spawn(move || serve_until_unmounted(thread_dev, &serve, &thread_seen));
-        let fs = Self {
-            dir,
-            dev,
-            seen,
-            mounted: true,
-        };
+        let fs = Self::start(dir, dev, serve)?;
         // INIT is answered before this lookup is.
         ensure!(
             std::fs::metadata(fs.path("no-such-file")).is_err(),
             "the test server knows a file it should not"
         );
         Ok(fs)
+    }
+
+    /// Serves what is mounted on `dir` already.
+    pub fn start(dir: String, dev: File, serve: Serve) -> Result<Self> {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (thread_dev, thread_seen) = (dev.try_clone()?, Arc::clone(&seen));
+        std::thread::spawn(move || serve_until_unmounted(thread_dev, &serve, &thread_seen));
+        Ok(Self {
+            dir,
+            dev,
+            seen,
+            mounted: true,
+        })
     }
 
     pub fn path(&self, name: &str) -> String {

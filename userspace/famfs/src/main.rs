@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! famfs: tools and FUSE server in one multi-call binary.
 
-mod check;
-mod chkread;
 mod cli;
 mod cp;
 mod creat;
 mod create;
 mod device;
-mod df;
 mod dump;
 mod exit;
 mod fill;
@@ -20,7 +17,6 @@ mod image;
 mod kernel;
 mod log;
 mod logplay;
-mod ls;
 mod mkdir;
 mod mkfs;
 mod mount;
@@ -32,8 +28,6 @@ mod status;
 mod system;
 #[cfg(test)]
 mod testing;
-mod verify;
-mod work;
 mod writer;
 
 use std::io::{self, IsTerminal};

@@ -10,6 +10,8 @@ use crate::cmdline::Plan;
 use crate::runner::Guest;
 
 mod contents;
+mod cycles;
+mod failslab;
 mod failure;
 mod faults;
 mod fixture;
@@ -29,7 +31,7 @@ pub use protocol::is_offered;
 pub type Test = fn(&Guest, &mut Channel) -> Result<()>;
 
 /// (name, tests as (name, function)).
-const SCENARIOS: [(&str, &[(&str, Test)]); 15] = [
+const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("kunit", modules::KUNIT),
     ("stock", modules::STOCK),
     ("module", modules::MODULE),
@@ -45,6 +47,8 @@ const SCENARIOS: [(&str, &[(&str, Test)]); 15] = [
     ("striped", tool::STRIPED),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
+    ("failslab", failslab::TESTS),
+    ("cycles", cycles::TESTS),
 ];
 
 /// An error that says the test cannot be run here, and why.
@@ -66,6 +70,9 @@ pub fn select(plan: &Plan) -> Result<Vec<(String, Test)>> {
         let Some((_, tests)) = SCENARIOS.iter().find(|(known, _)| known == name) else {
             bail!("no scenario {name:?} in this image");
         };
+        if *name == "failslab" && !failslab::is_there() {
+            continue;
+        }
         let full = |test: &str| format!("{}.{name}.{test}", plan.name);
         selected.extend(tests.iter().map(|(test, function)| (full(test), *function)));
     }

@@ -41,7 +41,7 @@ fn errno(result: std::io::Result<()>) -> i32 {
         .map_or(0, |error| error.raw_os_error().unwrap_or(-1))
 }
 
-fn device(ready: &Ready, index: usize) -> Result<File> {
+pub fn device(ready: &Ready, index: usize) -> Result<File> {
     let path = ready.paths.get(index).context("too few daxdevs")?;
     OpenOptions::new()
         .read(true)
@@ -205,7 +205,7 @@ fn sparse_indices(guest: &Guest, _channel: &mut Channel) -> Result<()> {
 }
 
 /// Extents of one unit each over both devices, in an order without any.
-fn shuffled(first: u32, second: u32) -> Vec<Extent> {
+pub fn shuffled(first: u32, second: u32) -> Vec<Extent> {
     const COUNT: u64 = 270;
     const ON_FIRST: u64 = 170;
     (0..COUNT)
