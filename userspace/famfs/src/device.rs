@@ -129,7 +129,30 @@ fn describe(sys: &Path, path: PathBuf, name: String) -> Result<DaxDevice, Device
     })
 }
 
+/// All dax devices of this machine that can be described, by name.
+pub fn all() -> io::Result<Vec<DaxDevice>> {
+    let sys = Path::new("/sys");
+    let mut names = fs::read_dir(sys.join("bus/dax/devices"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<_>>>()?;
+    names.sort_unstable();
+    let describe = |name: String| describe(sys, Path::new("/dev").join(&name), name).ok();
+    Ok(names.into_iter().filter_map(describe).collect())
+}
+
 impl DaxDevice {
+    /// A device in fsdev mode that is not there.
+    #[cfg(test)]
+    pub fn for_tests(number: u32, size: u64) -> Self {
+        Self {
+            path: format!("/dev/dax{number}.0").into(),
+            name: format!("dax{number}.0"),
+            size,
+            mode: Mode::Fsdev,
+            sys: "/nowhere".into(),
+        }
+    }
+
     /// Fails unless the device is in fsdev mode.
     pub fn require_fsdev(&self) -> Result<(), DeviceError> {
         match self.mode {

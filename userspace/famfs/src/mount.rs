@@ -30,7 +30,7 @@ pub struct Args {
     device: PathBuf,
     /// Directory to mount on.
     mountpoint: PathBuf,
-    /// Dax device with index 1, 2, ... of a file system on several; in the order of mkfs.
+    /// A further dax device of a file system on several [default: those that have its uuid, in fsdev mode].
     #[arg(long, value_name = "DEVICE")]
     daxdev: Vec<PathBuf>,
     /// Switch devices to fsdev mode that are in another. Programs that have them mapped lose them.

@@ -14,7 +14,7 @@ use crate::channel::Channel;
 use crate::fmap::{extent, Fmap, AU};
 use crate::runner::Guest;
 use crate::sys::{Kind, Mapping};
-use crate::tool::{famfs, getmap, mkfs, server, signal_server};
+use crate::tool::{famfs, getmap, mkfs, run, server, signal_server};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("files_appear_and_stay", files_appear_and_stay),
@@ -24,14 +24,24 @@ pub const TESTS: &[(&str, Test)] = &[
     ),
     ("recursive_copy", recursive_copy),
     ("interleaved_file", interleaved_file),
+    ("many_files_at_once", many_files_at_once),
+    ("lists_and_sums", lists_and_sums),
     ("killed_server", killed_server),
 ];
 
 /// For guests with two daxdevs.
-pub const STRIPED: &[(&str, Test)] = &[("two_daxdevs", two_daxdevs)];
+pub const STRIPED: &[(&str, Test)] = &[
+    ("two_daxdevs", two_daxdevs),
+    ("daxdevs_are_known_by_uuid", daxdevs_are_known_by_uuid),
+];
 
 pub const MOUNTPOINT: &str = "/mnt/famfs";
 const SIZE: u64 = AU + 4219;
+const MIB: u64 = 1 << 20;
+const USAGE: i32 = 2;
+const DEVICE: i32 = 4;
+const NO_SPACE: i32 = 7;
+const CORRUPT: i32 = 8;
 
 /// A fresh file system on the first devices, mounted; dropping it unmounts.
 pub struct Mounted {
@@ -56,12 +66,7 @@ impl Mounted {
 
     pub fn mount(&self) -> Result<()> {
         fs::create_dir_all(MOUNTPOINT)?;
-        let mut args = vec!["mount"];
-        for device in self.devices.iter().skip(1) {
-            args.extend(["--daxdev", device]);
-        }
-        args.extend([self.devices[0].as_str(), MOUNTPOINT]);
-        famfs(&args).map(drop)
+        famfs(&["mount", &self.devices[0], MOUNTPOINT]).map(drop)
     }
 }
 
@@ -193,6 +198,114 @@ fn interleaved_file(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     Ok(())
 }
 
+/// One plan for all of them, several filled at a time; what one of them lacks, none of them gets.
+fn many_files_at_once(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let _mounted = Mounted::new(guest, 1)?;
+    let names: Vec<_> = (0..12).map(|index| at(&format!("f{index}"))).collect();
+    let (mut creat, mut verify) = (vec!["creat", "--threads", "3"], vec!["verify", "-t", "3"]);
+    let new: Vec<_> = (0u64..)
+        .zip(&names)
+        .map(|(seed, name)| format!("{name},300k,{seed}"))
+        .collect();
+    let seeded: Vec<_> = (0u64..)
+        .zip(&names)
+        .map(|(seed, name)| format!("{name},{seed}"))
+        .collect();
+    creat.extend(new.iter().flat_map(|new| ["--multi", new]));
+    verify.extend(seeded.iter().flat_map(|seeded| ["--multi", seeded]));
+    famfs(&creat)?;
+    famfs(&verify)?;
+    famfs(&creat).context("creat again")?;
+    let wrong = run("famfs", &["verify", "--seed", "1", &names[1], &names[2]])?;
+    wrong.expect_failure(CORRUPT, "f2: byte 0 is not that of the pattern with seed 1")?;
+    let all: Vec<_> = ["chkread"]
+        .into_iter()
+        .chain(names.iter().map(String::as_str))
+        .collect();
+    famfs(&all)?;
+    let (small, huge) = (format!("{},1m", at("small")), format!("{},1t", at("huge")));
+    let refused = run("famfs", &["creat", "--multi", &small, "--multi", &huge])?;
+    refused.expect_failure(NO_SPACE, "huge: no space")?;
+    ensure!(
+        !Path::new(&at("small")).exists(),
+        "a file of a plan that was refused"
+    );
+    famfs(&["check", MOUNTPOINT]).map(drop)
+}
+
+/// ls, df and status know the same files and the same space.
+fn lists_and_sums(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    famfs(&["mkdir", "--mode", "0750", &at("d")])?;
+    famfs(&["creat", "--size", "5m", "--nstrips", "2", &at("d/striped")])?;
+    famfs(&["cp", "--compare", &source("plain", SIZE)?, &at("plain")])?;
+    let json =
+        |args: &[&str]| -> Result<serde_json::Value> { Ok(serde_json::from_str(&famfs(args)?)?) };
+    let rows = json(&["ls", "-R", "--map", "--json", MOUNTPOINT])?;
+    let column = |key: &str| -> Vec<_> {
+        rows.as_array()
+            .into_iter()
+            .flatten()
+            .map(|row| row[key].clone())
+            .collect()
+    };
+    let path = |name| serde_json::Value::from(at(name));
+    ensure_eq!(
+        column("path"),
+        [path("d"), path("d/striped"), path("plain")],
+        "paths"
+    );
+    ensure_eq!(column("size"), [0, 5 << 20, SIZE], "sizes");
+    ensure_eq!(column("mode"), ["0750", "0644", "0644"], "modes");
+    ensure_eq!(
+        rows[1]["map"]["extents"].as_array().map(Vec::len),
+        Some(2),
+        "strips"
+    );
+    // Superblock and log, two strips of 4 MiB, and 4 MiB.
+    let used = 10 * MIB + 8 * MIB + 4 * MIB;
+    let df = json(&["df", "--json"])?;
+    ensure_eq!(
+        df["daxdevs"][0]["used"],
+        used,
+        "bytes in use according to df"
+    );
+    ensure_eq!(df["logs"][0]["entries"], 3, "entries");
+    let _held = fs::File::open(at("plain"))?;
+    let all = json(&["status", "--json"])?;
+    let status = &all[0];
+    ensure_eq!(all.as_array().map(Vec::len), Some(1), "mounts");
+    ensure_eq!(
+        status["daxdevs"][0]["device"],
+        mounted.devices[0].as_str(),
+        "device"
+    );
+    ensure_eq!(
+        status["daxdevs"][0]["units_used"],
+        used / AU,
+        "units in use according to status"
+    );
+    ensure_eq!(
+        (&status["files"], &status["directories"]),
+        (&2.into(), &1.into()),
+        "files, directories"
+    );
+    ensure!(
+        status["kernel"]["fmaps"].as_u64() >= Some(1),
+        "no fmap in {status}"
+    );
+    ensure!(
+        status["kernel"]["fmap_bytes"].as_u64() >= Some(80),
+        "no bytes in {status}"
+    );
+    ensure_eq!(
+        status["kernel"]["failures"],
+        serde_json::json!([]),
+        "failures"
+    );
+    Ok(())
+}
+
 /// A file striped over two daxdevs.
 fn two_daxdevs(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let mounted = Mounted::new(guest, 2)?;
@@ -214,6 +327,30 @@ fn two_daxdevs(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         fs::read(&path)? == pattern(0, size as usize),
         "the file has other bytes than its source"
     );
+    Ok(())
+}
+
+/// A daxdev of another file system is not taken, not found and not by name.
+fn daxdevs_are_known_by_uuid(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 2)?;
+    let [first, second] = [&mounted.devices[0], &mounted.devices[1]];
+    let df: serde_json::Value = serde_json::from_str(&famfs(&["df", "--json"])?)?;
+    ensure_eq!(
+        df["daxdevs"][1]["device"],
+        second.as_str(),
+        "path of daxdev 1"
+    );
+    umount()?;
+    famfs(&["mount", "--daxdev", second, first, MOUNTPOINT])?;
+    umount()?;
+    let refused = run("famfs", &["mount", second, MOUNTPOINT])?;
+    refused.expect_failure(USAGE, "holds no log")?;
+    // The file system on both is gone from the second.
+    mkfs(&["--force", second])?;
+    for args in [&["mount"][..], &["mount", "--daxdev", second]] {
+        let refused = run("famfs", &[args, &[first, MOUNTPOINT]].concat())?;
+        refused.expect_failure(DEVICE, "daxdev 1 (uuid ")?;
+    }
     Ok(())
 }
 

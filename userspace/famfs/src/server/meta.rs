@@ -32,7 +32,7 @@ impl MetaAccess {
         device.require_fsdev()?;
         super::require_room(device, log_len)?;
         let server = Arc::new(Server::new(
-            vec![device.path.clone()],
+            device.path.clone(),
             Namespace::meta_only(log_len),
         ));
         let session = Session::start(&server)?;

@@ -12,6 +12,7 @@
 pub mod control;
 mod fmap_reply;
 mod logplay;
+mod members;
 pub mod meta;
 mod namespace;
 mod ops;
@@ -71,8 +72,9 @@ pub fn run(
     options: &Options,
     ready: impl FnOnce(&Summary) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let paths = devices.iter().map(|device| device.path.clone()).collect();
-    let server = Arc::new(Server::new(paths, Namespace::meta_only(LOG_LEN_MIN)));
+    let first = devices.first().context("no device was given")?;
+    let namespace = Namespace::meta_only(LOG_LEN_MIN);
+    let server = Arc::new(Server::new(first.path.clone(), namespace));
     let mut session = Session::start(&server)?;
     let (superblock, summary) = load(&server, session.root()?, devices, options)?;
     let device = rustix::fs::fstat(session.root()?)?.st_dev;
@@ -117,9 +119,8 @@ fn load(
     let mut superblock =
         logplay::read_superblock(root).map_err(|error| access_error(device, error))?;
     if superblock.is_secondary() {
-        let text = format!(
-            "{name} holds no log: mount the device that does, and give this one with --daxdev"
-        );
+        let text =
+            format!("{name} holds no log: mount the device that does, it finds this one by itself");
         return Err(fail(Exit::Usage, text));
     }
     require_room(device, superblock.log_len)?;
@@ -136,7 +137,7 @@ fn load(
         .map_err(anyhow::Error::from)
         .and_then(|region| logplay::advance(&mut replay, &superblock, &region))
         .map_err(|error| access_error(device, error))?;
-    check_devices(&replay, devices)?;
+    server.set_devices(&members::find(&superblock, &replay, devices)?);
     let (totals, left_out) = (replay.totals, replay.findings.len());
     server.namespace_mut().set_replay(replay);
     Ok((
@@ -171,35 +172,6 @@ fn require_room(device: &DaxDevice, log_len: u64) -> anyhow::Result<()> {
         let (name, size) = (device.path.display(), device.size);
         let text = format!("{name} has {size} bytes, superblock and log alone take {needed}");
         return Err(fail(Exit::Device, text));
-    }
-    Ok(())
-}
-
-/// Whether the devices are those that the log names.
-fn check_devices(replay: &Replay, devices: &[DaxDevice]) -> anyhow::Result<()> {
-    let (wanted, given) = (replay.daxdevs.len().saturating_add(1), devices.len());
-    if wanted != given {
-        let text = format!(
-            "the file system is on {wanted} devices, {given} were given: name those after the first with --daxdev, \
-             in the order of mkfs.famfs"
-        );
-        return Err(fail(Exit::Usage, text));
-    }
-    for daxdev in &replay.daxdevs {
-        let index = daxdev.index;
-        let device = usize::try_from(index)
-            .ok()
-            .and_then(|index| devices.get(index));
-        let device = device.with_context(|| {
-            format!("the log leaves daxdevs out: it has one with index {index}")
-        })?;
-        if device.size != daxdev.size {
-            let (name, found, wanted) = (device.path.display(), device.size, daxdev.size);
-            let text = format!(
-                "{name} is not daxdev {index}: it has {found} bytes, the log says {wanted}"
-            );
-            return Err(fail(Exit::Device, text));
-        }
     }
     Ok(())
 }

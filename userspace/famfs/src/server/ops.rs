@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use famfs_fuse::abi::{
     AttrOut, EntryOut, InHeader, Kstatfs, OpenIn, OpenOut, ReadIn, SetattrIn, FOPEN_KEEP_CACHE,
@@ -18,6 +18,7 @@ use rustix::fs::OFlags;
 use super::fmap_reply;
 use super::namespace::Namespace;
 use super::stats::Counters;
+use crate::device::DaxDevice;
 
 /// How long the kernel may keep names and attributes, in seconds: a year, for nothing but the kernel itself changes
 /// them. Names that do not exist are not kept, so that new files appear at once.
@@ -31,8 +32,10 @@ const DT_DIR: u32 = 4;
 /// State that all threads of a mount share.
 #[derive(Debug)]
 pub struct Server {
-    /// Paths of the daxdevs by index.
-    devices: Vec<PathBuf>,
+    /// Path of device 0.
+    source: PathBuf,
+    /// Paths of the daxdevs by index, once all are known.
+    devices: OnceLock<Vec<PathBuf>>,
     namespace: RwLock<Namespace>,
     /// Requests so far.
     pub counters: Counters,
@@ -41,26 +44,34 @@ pub struct Server {
 type Answer = Result<Payload, Errno>;
 
 impl Server {
-    /// A server of `namespace` on daxdevs.
-    pub fn new(devices: Vec<PathBuf>, namespace: Namespace) -> Self {
+    /// A server of `namespace` on a daxdev. There may be others.
+    pub fn new(source: PathBuf, namespace: Namespace) -> Self {
         let namespace = RwLock::new(namespace);
         Self {
-            devices,
+            source,
+            devices: OnceLock::new(),
             namespace,
             counters: Counters::default(),
         }
     }
 
-    /// Paths of the daxdevs by index.
+    /// Says which the daxdevs are. The first call counts.
+    pub fn set_devices(&self, devices: &[DaxDevice]) {
+        let paths = devices.iter().map(|device| device.path.clone());
+        let _ = self.devices.set(paths.collect());
+    }
+
+    /// Paths of the daxdevs by index, as far as they are known.
     pub fn devices(&self) -> &[PathBuf] {
-        &self.devices
+        match self.devices.get() {
+            Some(devices) => devices,
+            None => std::slice::from_ref(&self.source),
+        }
     }
 
     /// What the mount table shows as the source: the path of device 0.
     pub fn source(&self) -> String {
-        self.devices
-            .first()
-            .map_or_else(String::new, |path| path.to_string_lossy().into_owned())
+        self.source.to_string_lossy().into_owned()
     }
 
     /// The namespace, to look at.
@@ -200,7 +211,7 @@ impl Server {
 
     fn get_daxdev(&self, index: u64) -> Answer {
         let index = u16::try_from(index).map_err(|_| Errno::INVAL)?;
-        let path = self.devices.get(usize::from(index)).ok_or(Errno::INVAL)?;
+        let path = self.devices().get(usize::from(index)).ok_or(Errno::INVAL)?;
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
         let reply = famfs_fmap::daxdev_reply(index, &path).ok_or(Errno::NAMETOOLONG)?;
         Ok((&reply).into())

@@ -23,6 +23,7 @@ use super::logplay::Player;
 use super::namespace::{Namespace, FIRST_ENTRY, LOG, META, SUPERBLOCK};
 use super::ops::Server;
 use super::session::serve;
+use crate::device::DaxDevice;
 
 const DEVICE_SIZE: u64 = 16 << 30;
 
@@ -49,10 +50,10 @@ pub(super) struct Kernel(pub(super) OwnedFd);
 
 impl Kernel {
     pub(super) fn new() -> Self {
-        Self::with(vec!["/dev/dax0.0".into()], namespace())
+        Self::with(1, namespace())
     }
 
-    fn with(devices: Vec<PathBuf>, namespace: Namespace) -> Self {
+    fn with(devices: u32, namespace: Namespace) -> Self {
         let (kernel, device) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -60,7 +61,11 @@ impl Kernel {
             None,
         )
         .unwrap();
-        let server = Server::new(devices, namespace);
+        let server = Server::new("/dev/dax0.0".into(), namespace);
+        let devices: Vec<_> = (0..devices)
+            .map(|number| DaxDevice::for_tests(number, DEVICE_SIZE))
+            .collect();
+        server.set_devices(&devices);
         thread::spawn(move || serve(&DevFuse::from(device), &server));
         Self(kernel)
     }
@@ -337,10 +342,7 @@ fn a_long_fmap_is_announced_by_its_header() {
 
 #[test]
 fn daxdevs_have_their_index() {
-    let kernel = Kernel::with(
-        vec!["/dev/dax0.0".into(), "/dev/dax1.0".into()],
-        namespace(),
-    );
+    let kernel = Kernel::with(2, namespace());
     let name = |index| {
         let reply = kernel.call(Opcode::GetDaxdev, index, 0, &[])?;
         assert_eq!(
@@ -374,7 +376,7 @@ fn the_control_socket_answers_what_it_knows() {
         None,
     )
     .unwrap();
-    let server = Arc::new(Server::new(vec!["/dev/dax0.0".into()], namespace()));
+    let server = Arc::new(Server::new("/dev/dax0.0".into(), namespace()));
     let player = Player {
         server,
         superblock: Superblock::parse(&read("media/superblock.bin")).unwrap(),

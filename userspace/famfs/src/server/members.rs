@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which dax devices of this host are the daxdevs of a file system. Their paths differ from host to host; the uuids in
+//! their superblocks do not.
+
+use anyhow::Context;
+use famfs_media::{Daxdev, Replay, Superblock, LOG_LEN_MIN, SUPERBLOCK_BYTES};
+
+use super::meta::MetaAccess;
+use crate::device::{self, DaxDevice, Mode};
+use crate::exit::{fail, Exit};
+use crate::log;
+
+/// The daxdevs of the file system by index. `given` has the first one, and may have others, in any order; else all of
+/// the host are looked at that are in fsdev mode.
+pub fn find(
+    superblock: &Superblock,
+    replay: &Replay,
+    given: &[DaxDevice],
+) -> anyhow::Result<Vec<DaxDevice>> {
+    let (first, others) = given.split_first().context("no device was given")?;
+    let (wanted, total) = (replay.daxdevs.len(), given.len());
+    if !others.is_empty() && others.len() != wanted {
+        let on = wanted.saturating_add(1);
+        let text = format!("the file system is on {on} devices, {total} were given");
+        return Err(fail(Exit::Usage, text));
+    }
+    let mut found = vec![first.clone()];
+    if wanted == 0 {
+        return Ok(found);
+    }
+    let candidates = match others {
+        [] => of_host(superblock, first)?,
+        _ => others
+            .iter()
+            .map(|device| Ok((device.clone(), identity(device)?)))
+            .collect::<anyhow::Result<_>>()?,
+    };
+    for index in (1..).take(wanted) {
+        let daxdev = replay.daxdevs.iter().find(|daxdev| daxdev.index == index);
+        let daxdev = daxdev.with_context(|| format!("the log has no daxdev {index}"))?;
+        found.push(pick(superblock, daxdev, &candidates)?);
+    }
+    Ok(found)
+}
+
+/// The dax devices of this host that could be further daxdevs, with their superblocks. One that can't be looked at is
+/// none: another mount has it.
+fn of_host(
+    superblock: &Superblock,
+    first: &DaxDevice,
+) -> anyhow::Result<Vec<(DaxDevice, Superblock)>> {
+    let all = device::all().context("looking for the other dax devices")?;
+    let usable = all
+        .into_iter()
+        .filter(|device| device.mode == Mode::Fsdev && device.name != first.name);
+    let looked_at = usable.filter_map(|device| match identity(&device) {
+        Ok(found) => Some((device, found)),
+        Err(error) => {
+            tracing::info!("{} is passed over: {error:#}", device.path.display());
+            None
+        }
+    });
+    Ok(looked_at
+        .filter(|(_, found)| found.fs_uuid == superblock.fs_uuid)
+        .collect())
+}
+
+/// The superblock of a device that nobody has mounted.
+fn identity(device: &DaxDevice) -> anyhow::Result<Superblock> {
+    let context = || device.path.display().to_string();
+    let access = MetaAccess::open(device, LOG_LEN_MIN).with_context(context)?;
+    let bytes = log::read_fresh(access.superblock(), 0, SUPERBLOCK_BYTES)?;
+    Superblock::parse(&bytes).with_context(context)
+}
+
+/// The one device that is `daxdev`.
+fn pick(
+    superblock: &Superblock,
+    daxdev: &Daxdev,
+    candidates: &[(DaxDevice, Superblock)],
+) -> anyhow::Result<DaxDevice> {
+    let Daxdev { index, size, uuid } = daxdev;
+    let is_it = |found: &Superblock| (found.fs_uuid, found.dev_uuid) == (superblock.fs_uuid, *uuid);
+    let mut fitting = candidates.iter().filter(|(_, found)| is_it(found));
+    let (device, other) = (fitting.next(), fitting.next());
+    let path = |(device, _): &(DaxDevice, Superblock)| device.path.display().to_string();
+    let text = match (device, other) {
+        (Some(device), Some(other)) => {
+            let (one, two) = (path(device), path(other));
+            format!("{one} and {two} are both daxdev {index} (uuid {uuid}): one is a copy; name the right one with --daxdev")
+        }
+        (Some(device), None) if device.0.size != *size => {
+            let (name, found) = (path(device), device.0.size);
+            format!("{name} is daxdev {index}, but has {found} bytes, the log says {size}")
+        }
+        (Some((device, _)), None) => return Ok(device.clone()),
+        (None, _) => format!(
+            "daxdev {index} (uuid {uuid}, {size} bytes) is not there: of the devices looked at none is it. \
+             --daxdev names it, and with --set-daxmode switches it to fsdev mode"
+        ),
+    };
+    Err(fail(Exit::Device, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use famfs_media::PrimaryDax;
+    use uuid::Uuid;
+
+    fn superblock(fs: u128, dev: u128) -> Superblock {
+        let dax = PrimaryDax {
+            size: 0,
+            uuid: Uuid::nil(),
+            name: vec![],
+        };
+        let [fs, dev] = [fs, dev].map(Uuid::from_u128);
+        Superblock::new(LOG_LEN_MIN, fs, dev, Uuid::nil(), dax)
+    }
+
+    #[test]
+    fn a_device_is_known_by_its_uuids() {
+        let candidates = [(1, 11), (2, 12), (1, 12), (1, 13), (1, 13)];
+        let candidates: Vec<_> = (0..)
+            .zip(candidates)
+            .map(|(n, (fs, dev))| (DaxDevice::for_tests(n, 64 << 20), superblock(fs, dev)))
+            .collect();
+        let pick = |uuid, size| {
+            let uuid = Uuid::from_u128(uuid);
+            let daxdev = Daxdev {
+                index: 1,
+                size,
+                uuid,
+            };
+            pick(&superblock(1, 10), &daxdev, &candidates)
+        };
+        assert_eq!(pick(12, 64 << 20).unwrap().name, "dax2.0");
+        let error = |uuid, size| {
+            let error = pick(uuid, size).unwrap_err();
+            assert_eq!(crate::exit::code(&error), Exit::Device);
+            error.to_string()
+        };
+        assert!(error(14, 64 << 20).contains("is not there"));
+        assert!(error(13, 64 << 20).starts_with("/dev/dax3.0 and /dev/dax4.0 are both daxdev 1"));
+        assert!(error(12, 32 << 20).contains("but has 67108864 bytes, the log says 33554432"));
+    }
+}
