@@ -8,8 +8,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use famfs_media::Interleave;
 
 use crate::{
-    cp, creat, dump, exit, fill, flush, fmap, fsck, getmap, logplay, mkdir, mkfs, mount, size,
-    status,
+    check, chkread, cp, creat, df, dump, exit, flush, fmap, fsck, getmap, logplay, ls, mkdir, mkfs,
+    mount, size, status, verify,
 };
 
 /// Files on fabric-attached memory: tools and server.
@@ -39,20 +39,28 @@ pub enum Verb {
     Dump(dump::Args),
     /// Make directories.
     Mkdir(mkdir::Args),
-    /// Make a file of a given size.
+    /// Make files of given sizes.
     Creat(creat::Args),
     /// Copy files into a mounted famfs.
     #[command(override_usage = "famfs cp [OPTIONS] <SOURCE>... <DEST>")]
     Cp(cp::Args),
     /// Compare files with the pattern that creat -r writes.
-    Verify(fill::Args),
+    Verify(verify::Args),
+    /// Compare what read(2) and a mapping give.
+    Chkread(chkread::Args),
     /// Write files back from the CPU caches to memory.
     Flush(flush::Args),
     /// Show where the bytes of a file are.
     Getmap(getmap::Args),
+    /// List files as the log has them, with their maps if asked.
+    Ls(ls::Args),
+    /// Show how the space of each daxdev is used.
+    Df(df::Args),
+    /// Check that a mount shows what its log says.
+    Check(check::Args),
     /// Judge replies of servers.
     Fmap(fmap::Args),
-    /// Show what the server of a mount has and has done.
+    /// Show what servers and the kernel have and have done.
     Status(status::Args),
     /// Let the server of a mount read new log entries.
     Logplay(logplay::Args),
@@ -135,9 +143,13 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Mkdir(args) => mkdir::run(&args),
         Verb::Creat(args) => creat::run(&args),
         Verb::Cp(args) => cp::run(&args),
-        Verb::Verify(args) => fill::verify(&args),
+        Verb::Verify(args) => verify::run(&args),
+        Verb::Chkread(args) => chkread::run(&args),
         Verb::Flush(args) => flush::run(&args),
         Verb::Getmap(args) => getmap::run(&args),
+        Verb::Ls(args) => ls::run(&args),
+        Verb::Df(args) => df::run(&args),
+        Verb::Check(args) => check::run(&args),
         Verb::Fmap(args) => fmap::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Logplay(args) => logplay::run(&args),

@@ -15,8 +15,9 @@ use indicatif::ProgressBar;
 use crate::cli::{Ownership, Striping};
 use crate::create::{self, Attributes, Plan};
 use crate::exit::{fail, Exit};
-use crate::fill::{progress, BLOCK};
+use crate::fill::{self, progress, BLOCK};
 use crate::mounted::{parent, Mounted};
+use crate::work::Threads;
 
 /// Options of cp.
 #[derive(clap::Args)]
@@ -27,6 +28,11 @@ pub struct Args {
     /// Copy directories with all that is in them.
     #[arg(short, long)]
     recursive: bool,
+    /// Compare each copy with its source afterwards, as memory has it.
+    #[arg(short, long)]
+    compare: bool,
+    #[command(flatten)]
+    threads: Threads,
     #[command(flatten)]
     ownership: Ownership,
     #[command(flatten)]
@@ -70,9 +76,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let base = if into { dest } else { parent(dest) };
     make(&listing, base, args)?;
     let bar = progress(dest, listing.files.iter().map(|(job, _)| job.size).sum());
-    for (job, _) in &listing.files {
-        copy(job, &bar).with_context(|| job.dest.display().to_string())?;
-    }
+    args.threads.each(&listing.files, |(job, _)| {
+        copy(job, &bar)
+            .and_then(|()| if args.compare { compare(job) } else { Ok(()) })
+            .with_context(|| job.dest.display().to_string())
+    })?;
     bar.finish_and_clear();
     match listing.skipped.len() {
         0 => Ok(()),
@@ -215,6 +223,27 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn compare(job: &Job) -> anyhow::Result<()> {
+    let (source, dest) = (File::open(&job.source)?, File::open(&job.dest)?);
+    let len = usize::try_from(job.size)?;
+    let expected = |at: usize, len| {
+        let mut bytes = vec![0; len];
+        source.read_exact_at(&mut bytes, at as u64)?;
+        Ok(bytes)
+    };
+    let region = map_file(&dest, len, false)?;
+    match fill::mismatch(&region, len, expected, &ProgressBar::hidden())? {
+        None => Ok(()),
+        Some(at) => {
+            let source = job.source.display();
+            Err(fail(
+                Exit::Corrupt,
+                format!("byte {at} is not that of {source}"),
+            ))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +318,15 @@ mod tests {
         };
         copy(&job(bytes.len() as u64), &ProgressBar::hidden()).unwrap();
         assert_eq!(fs::read(&dest).unwrap(), bytes);
+        compare(&job(bytes.len() as u64)).unwrap();
+        let mut wrong = bytes.clone();
+        wrong[BLOCK + 4218] ^= 1;
+        fs::write(&source, wrong).unwrap();
+        let error = compare(&job(bytes.len() as u64)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("byte {} is not that of {}", BLOCK + 4218, source.display())
+        );
         assert!(copy(&job(5), &ProgressBar::hidden()).is_err());
         File::options()
             .write(true)

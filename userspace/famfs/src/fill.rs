@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A pattern that tells where it is: `famfs creat -r` writes it, `famfs verify` checks it.
+//! What new files are filled with: zeroes, or a pattern that tells where it is, which `famfs creat -r` writes and
+//! `famfs verify` checks.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -15,73 +16,60 @@ use crate::log::Store;
 /// Bytes handled at a time.
 pub const BLOCK: usize = 1 << 20;
 
-/// Options of verify.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Files that creat -r made.
-    #[arg(required = true)]
-    files: Vec<PathBuf>,
-    /// Seed of the pattern.
-    #[arg(short = 'S', long, default_value_t = 0)]
-    seed: u64,
+/// A file, and the seed of the pattern in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seeded {
+    /// Where it is.
+    pub path: PathBuf,
+    /// `None` for zeroes: the memory may hold what an earlier file system left.
+    pub seed: Option<u64>,
 }
 
-/// Compare files with the pattern.
-pub fn verify(args: &Args) -> anyhow::Result<()> {
-    for path in &args.files {
-        let file = File::open(path).with_context(|| path.display().to_string())?;
+impl Seeded {
+    /// Writes all of the file, and writes it back from the caches.
+    pub fn write(&self, bar: &ProgressBar) -> anyhow::Result<()> {
+        let context = || self.path.display().to_string();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .with_context(context)?;
         let len = usize::try_from(file.metadata()?.len())?;
-        let region = map_file(&file, len, false).with_context(|| path.display().to_string())?;
-        let bar = progress(path, len as u64);
-        if let Some(at) = mismatch(&region, len, args.seed, &bar)? {
-            let text = format!(
-                "{}: byte {at} is not that of the pattern with seed {}",
-                path.display(),
-                args.seed
-            );
-            return Err(fail(Exit::Corrupt, text));
+        let region = map_file(&file, len, true).with_context(context)?;
+        for at in (0..len).step_by(BLOCK) {
+            let bytes = self.bytes(at, len.saturating_sub(at).min(BLOCK));
+            file.write_all_at(&bytes, at as u64).with_context(context)?;
+            region.flush(at, bytes.len())?;
+            bar.inc(bytes.len() as u64);
         }
-        bar.finish_and_clear();
+        Ok(())
     }
-    Ok(())
-}
 
-/// Fill a file with the pattern.
-pub fn fill(path: &Path, seed: u64) -> anyhow::Result<()> {
-    write(path, |at, len| pattern(seed, at, len))
-}
-
-/// Fill a file with zeroes: the memory may hold what an earlier file system left.
-pub fn zero(path: &Path) -> anyhow::Result<()> {
-    write(path, |_, len| vec![0; len])
-}
-
-/// Write all of a file, and write it back from the caches. `block` gives the bytes at an offset.
-fn write(path: &Path, block: impl Fn(usize, usize) -> Vec<u8>) -> anyhow::Result<()> {
-    let context = || path.display().to_string();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .with_context(context)?;
-    let len = usize::try_from(file.metadata()?.len())?;
-    let region = map_file(&file, len, true).with_context(context)?;
-    let bar = progress(path, len as u64);
-    for at in (0..len).step_by(BLOCK) {
-        let bytes = block(at, len.saturating_sub(at).min(BLOCK));
-        file.write_all_at(&bytes, at as u64).with_context(context)?;
-        region.flush(at, bytes.len())?;
-        bar.inc(bytes.len() as u64);
+    /// Compares the file with what [`Self::write`] writes, as memory has it.
+    pub fn verify(&self, bar: &ProgressBar) -> anyhow::Result<()> {
+        let context = || self.path.display().to_string();
+        let file = File::open(&self.path).with_context(context)?;
+        let len = usize::try_from(file.metadata()?.len())?;
+        let region = map_file(&file, len, false).with_context(context)?;
+        let Some(at) = mismatch(&region, len, |at, len| Ok(self.bytes(at, len)), bar)? else {
+            return Ok(());
+        };
+        let (path, seed) = (self.path.display(), self.seed.unwrap_or_default());
+        let text = format!("{path}: byte {at} is not that of the pattern with seed {seed}");
+        Err(fail(Exit::Corrupt, text))
     }
-    bar.finish_and_clear();
-    Ok(())
+
+    fn bytes(&self, at: usize, len: usize) -> Vec<u8> {
+        self.seed
+            .map_or_else(|| vec![0; len], |seed| pattern(seed, at, len))
+    }
 }
 
-/// Offset of the first byte that is not that of the pattern.
-fn mismatch(
+/// Offset of the first byte of `store`, as memory has it, that is not what `expected` gives for an offset and a length.
+pub fn mismatch(
     store: &impl Store,
     len: usize,
-    seed: u64,
+    expected: impl Fn(usize, usize) -> anyhow::Result<Vec<u8>>,
     bar: &ProgressBar,
 ) -> anyhow::Result<Option<usize>> {
     let mut block = vec![0; BLOCK.min(len)];
@@ -89,7 +77,7 @@ fn mismatch(
         block.truncate(len.saturating_sub(at));
         store.invalidate(at, block.len())?;
         store.read(at, &mut block)?;
-        let expected = pattern(seed, at, block.len());
+        let expected = expected(at, block.len())?;
         if let Some(bad) = block.iter().zip(&expected).position(|(a, b)| a != b) {
             return Ok(Some(at.saturating_add(bad)));
         }
@@ -116,9 +104,9 @@ fn splitmix(seed: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A bar for `len` bytes of `path`; nothing where stderr is not a terminal.
-pub fn progress(path: &Path, len: u64) -> ProgressBar {
-    let bar = ProgressBar::new(len).with_message(path.display().to_string());
+/// A bar for `len` bytes of `what`; nothing where stderr is not a terminal.
+pub fn progress(what: &Path, len: u64) -> ProgressBar {
+    let bar = ProgressBar::new(len).with_message(what.display().to_string());
     match ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
@@ -153,22 +141,28 @@ mod tests {
         let path = dir.path().join("f");
         let len = (2 << 20) + 12345;
         File::create(&path).unwrap().set_len(len).unwrap();
-        fill(&path, 42).unwrap();
-        let check = |seed| {
-            verify(&Args {
-                files: vec![path.clone()],
-                seed,
-            })
+        let (zeroes, bar) = (
+            Seeded {
+                path: path.clone(),
+                seed: None,
+            },
+            ProgressBar::hidden(),
+        );
+        let seeded = |seed| Seeded {
+            seed: Some(seed),
+            ..zeroes.clone()
         };
-        check(42).unwrap();
-        zero(&path).unwrap();
+        seeded(42).write(&bar).unwrap();
+        seeded(42).verify(&bar).unwrap();
+        zeroes.write(&bar).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), vec![0; len as usize]);
-        fill(&path, 42).unwrap();
-        assert!(check(43).unwrap_err().to_string().contains("byte 0 "));
+        seeded(42).write(&bar).unwrap();
+        let text = |seed| seeded(seed).verify(&bar).unwrap_err().to_string();
+        assert!(text(43).contains("byte 0 "));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[(2 << 20) + 12344] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        let error = check(42).unwrap_err();
+        let error = seeded(42).verify(&bar).unwrap_err();
         assert_eq!(crate::exit::code(&error), Exit::Corrupt);
         assert!(error.to_string().contains("byte 2109496 "), "{error}");
     }

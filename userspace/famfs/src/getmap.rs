@@ -25,6 +25,13 @@ pub struct Args {
 struct Report {
     file: PathBuf,
     size: u64,
+    #[serde(flatten)]
+    map: MapReport,
+}
+
+/// A file's map.
+#[derive(Serialize)]
+pub struct MapReport {
     kind: &'static str,
     /// Bytes on a strip before the next one; of interleaved files only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,32 +63,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             format!("{} is not a file of the log", args.file.display()),
         ));
     };
-    let devices = devices(&mounted);
-    let extent = |e: &Extent| ExtentReport {
-        devindex: e.devindex,
-        device: usize::try_from(e.devindex)
-            .ok()
-            .and_then(|index| devices.get(index).cloned()),
-        offset: e.offset,
-        len: e.len,
-    };
-    let (kind, chunk_size) = match map {
-        Map::Simple(_) => ("simple", None),
-        Map::Interleaved { chunk_size, .. } => ("interleaved", Some(*chunk_size)),
-    };
-    let extents = map.extents().iter().map(extent).collect();
     Report {
         file: args.file.clone(),
         size: *size,
-        kind,
-        chunk_size,
-        extents,
+        map: MapReport::new(map, &devices(&mounted)),
     }
     .print(args.json)
 }
 
-/// Paths of the daxdevs by index. Which path a daxdev has on this host is known to the server alone.
-fn devices(mounted: &Mounted) -> Vec<PathBuf> {
+/// Paths of the daxdevs by index. Which path a daxdev has on this host is known to the server alone, which
+/// root can ask.
+pub fn devices(mounted: &Mounted) -> Vec<PathBuf> {
     let status = control::status(&mounted.device).unwrap_or_default();
     let listed = status
         .get("devices")
@@ -96,16 +88,44 @@ impl Report {
             writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
             return Ok(());
         }
-        let chunks = self
-            .chunk_size
-            .map_or_else(String::new, |bytes| format!(" in chunks of {bytes:#x}"));
-        writeln!(
-            out,
-            "{}: {} bytes, {}{chunks}",
-            self.file.display(),
-            self.size,
-            self.kind
-        )?;
+        let (file, kind) = (self.file.display(), self.map.describe());
+        writeln!(out, "{file}: {} bytes, {kind}", self.size)?;
+        Ok(self.map.print(&mut out)?)
+    }
+}
+
+impl MapReport {
+    /// `devices` are paths of daxdevs by index, as far as they are known.
+    pub fn new(map: &Map, devices: &[PathBuf]) -> Self {
+        let extent = |e: &Extent| ExtentReport {
+            devindex: e.devindex,
+            device: usize::try_from(e.devindex)
+                .ok()
+                .and_then(|index| devices.get(index).cloned()),
+            offset: e.offset,
+            len: e.len,
+        };
+        let (kind, chunk_size) = match map {
+            Map::Simple(_) => ("simple", None),
+            Map::Interleaved { chunk_size, .. } => ("interleaved", Some(*chunk_size)),
+        };
+        Self {
+            kind,
+            chunk_size,
+            extents: map.extents().iter().map(extent).collect(),
+        }
+    }
+
+    /// Its kind in words.
+    pub fn describe(&self) -> String {
+        match self.chunk_size {
+            None => self.kind.into(),
+            Some(bytes) => format!("{} in chunks of {bytes:#x}", self.kind),
+        }
+    }
+
+    /// A line for each extent or strip.
+    pub fn print(&self, out: &mut impl Write) -> io::Result<()> {
         for e in &self.extents {
             let device = e
                 .device

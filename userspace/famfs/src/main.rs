@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! famfs: tools and FUSE server in one multi-call binary.
 
+mod check;
+mod chkread;
 mod cli;
 mod cp;
 mod creat;
 mod create;
 mod device;
+mod df;
 mod dump;
 mod exit;
 mod fill;
@@ -17,6 +20,7 @@ mod image;
 mod kernel;
 mod log;
 mod logplay;
+mod ls;
 mod mkdir;
 mod mkfs;
 mod mount;
@@ -28,6 +32,8 @@ mod status;
 mod system;
 #[cfg(test)]
 mod testing;
+mod verify;
+mod work;
 mod writer;
 
 use std::io::{self, IsTerminal};

@@ -139,19 +139,22 @@ pub fn mount_point(device: &Path) -> anyhow::Result<Option<PathBuf>> {
     Ok(mount.map(|mount| mount.point))
 }
 
-/// Device 0 of the famfs that is mounted on `path` or from it. Looks at nothing but the mount table.
-pub fn device_of(path: &Path) -> anyhow::Result<Option<PathBuf>> {
+/// The mount of the famfs that is mounted on `path` or from it. Looks at nothing but the mount table.
+pub fn mount_of(path: &Path) -> anyhow::Result<Option<Mount>> {
     // The mount point of a server that is gone can not be resolved.
     let path = path
         .canonicalize()
         .or_else(|_| std::path::absolute(path))
         .with_context(|| path.display().to_string())?;
     let named = |m: &Mount| m.fstype.starts_with(b"fuse") && (m.point == path || m.source == path);
-    Ok(mounts()?
-        .into_iter()
-        .rev()
-        .find(named)
-        .map(|mount| mount.source))
+    Ok(mounts()?.into_iter().rev().find(named))
+}
+
+/// All mounts of famfs that servers of this project serve.
+pub fn all() -> anyhow::Result<Vec<Mount>> {
+    let mut all = mounts()?;
+    all.retain(|mount| mount.fstype == b"fuse.famfs");
+    Ok(all)
 }
 
 /// The directory that `path` is in.

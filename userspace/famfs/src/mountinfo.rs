@@ -12,6 +12,8 @@ use anyhow::Context;
 pub struct Mount {
     /// As statx(2) gives it for a path.
     pub id: u64,
+    /// Device number of the file system, (major, minor).
+    pub device: (u32, u32),
     /// Which part of the file system is mounted.
     pub root: Vec<u8>,
     /// Where it is mounted.
@@ -35,13 +37,16 @@ pub fn mounts() -> anyhow::Result<Vec<Mount>> {
 fn parse_mount(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&b| b == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let root = unescape(fields.nth(2)?);
+    let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    let root = unescape(fields.next()?);
     let point = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let fstype = rest.next()?.to_vec();
     let source = PathBuf::from(OsString::from_vec(unescape(rest.next()?)));
     Some(Mount {
         id,
+        device,
         root,
         point,
         fstype,
@@ -74,8 +79,13 @@ mod tests {
         let line = b"36 25 0:31 / /mnt/my\\040mem rw,nosuid shared:1 master:2 - fuse.famfs /dev/dax0.0 rw,user_id=0";
         let mount = parse_mount(line).unwrap();
         assert_eq!(
-            (mount.id, &mount.root[..], mount.point.as_path()),
-            (36, &b"/"[..], Path::new("/mnt/my mem"))
+            (
+                mount.id,
+                mount.device,
+                &mount.root[..],
+                mount.point.as_path()
+            ),
+            (36, (0, 31), &b"/"[..], Path::new("/mnt/my mem"))
         );
         assert_eq!(
             (&mount.fstype[..], mount.source.as_path()),

@@ -1,56 +1,128 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `famfs status`: what the server of a mount tells about itself. Asking sends no FUSE request but the ones that
-//! find the mount.
+//! `famfs status`: what servers tell about themselves, and the kernel about what it has cached. Asking sends no FUSE
+//! request.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use crate::exit::{fail, Exit};
 use crate::mounted;
+use crate::mountinfo::Mount;
 use crate::server::control;
+
+/// Where famfs.ko tells what it has, a file for each mount.
+const DEBUGFS: &str = "/sys/kernel/debug/famfs";
 
 /// Options of status.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Mount point, or dax device of a mount.
-    path: PathBuf,
-    /// Print JSON.
+    /// Mount point, or dax device of a mount [default: all mounts of this host].
+    path: Option<PathBuf>,
+    /// Print JSON: an object, or without PATH an array of them.
     #[arg(long)]
     json: bool,
 }
 
 /// Print the status.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let device = mounted::device_of(&args.path)?.ok_or_else(|| {
-        fail(
-            Exit::NoFamfs,
-            format!(
-                "{}: neither mount point nor device of a mounted famfs",
-                args.path.display()
-            ),
-        )
-    })?;
-    let status = control::status(&device).with_context(|| {
-        format!(
-            "{} is mounted but its server does not answer; open files go on working",
-            device.display()
-        )
-    })?;
     let mut out = io::stdout().lock();
-    if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+    if let Some(path) = &args.path {
+        let status = of_mount(&mount_at(path)?)?;
+        if args.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+        } else {
+            print(&mut out, &status)?;
+        }
         return Ok(());
     }
+    let statuses: Vec<Value> = mounted::all()?
+        .iter()
+        .map(|mount| {
+            of_mount(mount).unwrap_or_else(
+                |error| json!({ "mountpoint": mount.point, "error": format!("{error:#}") }),
+            )
+        })
+        .collect();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&statuses)?)?;
+        return Ok(());
+    }
+    for (index, status) in statuses.iter().enumerate() {
+        if index > 0 {
+            writeln!(out)?;
+        }
+        print(&mut out, status)?;
+    }
+    Ok(())
+}
+
+fn mount_at(path: &Path) -> anyhow::Result<Mount> {
+    mounted::mount_of(path)?.ok_or_else(|| {
+        let path = path.display();
+        let text = format!("{path}: neither mount point nor device of a mounted famfs");
+        fail(Exit::NoFamfs, text)
+    })
+}
+
+fn of_mount(mount: &Mount) -> anyhow::Result<Value> {
+    let mut status = control::status(&mount.source).with_context(|| {
+        let device = mount.source.display();
+        format!("{device} is mounted but its server does not answer; open files go on working")
+    })?;
+    let (major, minor) = mount.device;
+    let file = Path::new(DEBUGFS).join(format!("{major}:{minor}"));
+    if let (Ok(text), Some(status)) = (fs::read_to_string(file), status.as_object_mut()) {
+        status.insert("kernel".into(), kernel(&text));
+    }
+    Ok(status)
+}
+
+/// What the module's file says: maps that are cached, their memory, and what has failed.
+fn kernel(text: &str) -> Value {
+    let (mut fmaps, mut bytes, mut suspect) = (0u64, 0u64, 0u64);
+    let mut failures = Vec::new();
+    let mut device = "";
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        let kind = words.next().unwrap_or_default();
+        let fields: BTreeMap<_, _> = words.filter_map(|word| word.split_once('=')).collect();
+        let field = |key| fields.get(key).copied().unwrap_or_default();
+        match kind {
+            "daxdev" => {
+                device = field("name").trim_matches('"');
+                if field("state") != "ok" {
+                    failures.push(json!({ "device": device, "state": field("state") }));
+                }
+            }
+            "poison" => {
+                let (offset, len) = (field("offset"), field("len"));
+                failures.push(json!({ "device": device, "offset": offset, "len": len }));
+            }
+            "fmap" => {
+                fmaps = fmaps.saturating_add(1);
+                bytes = bytes.saturating_add(field("bytes").parse().unwrap_or(0));
+                suspect = suspect.saturating_add(field("suspect").parse().unwrap_or(0));
+            }
+            _ => {}
+        }
+    }
+    json!({ "fmaps": fmaps, "fmap_bytes": bytes, "suspect_files": suspect, "failures": failures })
+}
+
+/// A line for each field; those of objects are indented.
+fn print(out: &mut impl Write, status: &Value) -> io::Result<()> {
     for (key, value) in status.as_object().into_iter().flatten() {
         match value {
-            Value::Object(counts) => {
+            Value::Object(fields) => {
                 writeln!(out, "{key}")?;
-                counts
-                    .iter()
-                    .try_for_each(|(name, count)| writeln!(out, "  {name:14}{count}"))?;
+                for (name, value) in fields {
+                    writeln!(out, "  {name:14}{}", plain(value))?;
+                }
             }
             _ => writeln!(out, "{key:16}{}", plain(value))?,
         }
@@ -61,7 +133,30 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Array(values) if values.is_empty() => "none".into(),
         Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(" "),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_modules_file_is_summed_up() {
+        let text = "daxdev index=0 name=\"/dev/dax0.0\" state=ok policy=device\n\
+            fmap ino=3 size=2097152 kind=simple extents=1 daxdevs=1 bytes=88 suspect=0\n\
+            fmap ino=16 size=9 kind=simple extents=1 daxdevs=1 bytes=88 suspect=1\n\
+            daxdev index=1 name=\"/dev/dax1.0\" state=poisoned\n\
+            poison offset=0x200000 len=0x1000\n";
+        let expected = json!({
+            "fmaps": 2, "fmap_bytes": 176, "suspect_files": 1,
+            "failures": [
+                { "device": "/dev/dax1.0", "state": "poisoned" },
+                { "device": "/dev/dax1.0", "offset": "0x200000", "len": "0x1000" },
+            ],
+        });
+        assert_eq!(kernel(text), expected);
     }
 }

@@ -127,7 +127,8 @@ impl Replay {
     }
 
     /// Like [`Self::advance`], for fsck: an entry that is not whole becomes a
-    /// finding and is left out.
+    /// finding and is left out. So does the first that `entries` does not have,
+    /// which stands for all behind it: a header may announce any number.
     ///
     /// # Errors
     /// The log has fewer entries than before.
@@ -136,6 +137,9 @@ impl Replay {
             match Entry::parse(buf, index) {
                 Ok(entry) => self.apply(index, &entry),
                 Err(error) => self.find(index, None, Problem::Broken(error)),
+            }
+            if buf.is_empty() {
+                break;
             }
         }
         let first = std::mem::replace(&mut self.next, header.next_index);

@@ -61,12 +61,25 @@ pub fn report(server: &Server, mountpoint: &Path) -> Value {
         .map(|replay| replay.totals)
         .unwrap_or_default();
     let (units, free) = namespace.units();
+    let devindexes = namespace
+        .replay()
+        .into_iter()
+        .flat_map(|r| r.space.devindexes());
+    let daxdevs: Vec<Value> = devindexes
+        .filter_map(|index| {
+            let (units, used) = namespace.replay()?.space.device(index)?;
+            let device = server.devices().get(usize::try_from(index).ok()?);
+            Some(json!({ "index": index, "device": device, "units": units, "units_used": used }))
+        })
+        .collect();
     json!({
         "mountpoint": mountpoint,
         "devices": server.devices(),
         "pid": std::process::id(),
         "files": totals.files,
         "directories": totals.dirs,
+        "daxdevs": daxdevs,
+        "entries_free": namespace.free_entries(),
         "next_index": namespace.replay().map(|replay| replay.next_index()),
         "units": units,
         "units_free": free,
