@@ -5,10 +5,7 @@
 use kernel::prelude::*;
 
 use crate::{
-    daxdev::{
-        Access,
-        Policy, //
-    },
+    daxdev::Access,
     fake::{
         Conn,
         Dax,
@@ -21,10 +18,19 @@ use crate::{
         hold,
         DAX_BYTES, //
     },
+    fmap::{
+        wire::{
+            DAXDEV_FORGET,
+            POLICY_DEVICE,
+            POLICY_RANGE, //
+        },
+        Policy, //
+    },
     message::{
         simple,
         MIB, //
     },
+    poison::Poison,
     sys::errno::{
         EHWPOISON,
         EOPNOTSUPP, //
@@ -44,12 +50,17 @@ struct Setup {
 
 impl Setup {
     fn new() -> Result<Self> {
+        Self::with_policy(POLICY_DEVICE)
+    }
+
+    fn with_policy(policy: u32) -> Result<Self> {
         let dax = [Dax::new(DAX_BYTES)?, Dax::new(DAX_BYTES)?];
         let extents = [(0, 4 * MIB, 2 * MIB), (1, 0, 2 * MIB)];
         let mut server = Server::new(simple(3 * MIB, &extents)?);
         let conn = Conn::new(1)?;
-        conn.push(&dax[0], 0)?;
-        conn.push(&dax[1], 1)?;
+        for (dax, index) in dax.iter().zip(0..) {
+            conn.daxdev_open(dax.fd()?.number(), policy, index)?;
+        }
         let both = File::opened(&conn)?;
         server.set_fmap(simple(2 * MIB, &[(1, 4 * MIB, 2 * MIB)])?);
         let second = File::opened(&conn)?;
@@ -60,6 +71,12 @@ impl Setup {
             server,
             dax,
         })
+    }
+
+    /// What the server's wish says to forget the poison of a device, by its descriptor.
+    fn forget(&self, dax: &Dax, index: u64) -> Result {
+        self.conn
+            .daxdev_open(dax.fd()?.number(), DAXDEV_FORGET, index)
     }
 
     fn health(&self, index: u16) -> &'static str {
@@ -160,6 +177,134 @@ mod tests {
         }
         assert_eq!(state.check(0, DAX_BYTES, Access::ReadWrite), Ok(8 * PAGE));
         assert_eq!(state.check(22 * PAGE, PAGE, Access::ReadWrite), Ok(PAGE));
+        Ok(())
+    }
+
+    #[test]
+    fn too_much_poison_is_all() -> Result {
+        let setup = Setup::with_policy(POLICY_RANGE)?;
+        const PAGE: u64 = 4096;
+        // Behind all that the files have, on a device that pretends to be larger than it is.
+        let fail = |n: usize| setup.dax[1].fail((1 << 30) + n as u64 * 2 * PAGE, PAGE, POISON);
+        let daxdev = setup.conn.mount().get(1).ok_or(ENODEV)?;
+        let check = |offset| daxdev.state().check(offset, 2 * PAGE, Access::ReadWrite);
+        for n in 0..Poison::MAX {
+            fail(n)?;
+        }
+        assert_eq!(check((1 << 30) + PAGE), Ok(PAGE));
+        assert_eq!(check((1 << 30) + 2 * PAGE), Err(EHWPOISON()));
+        // One that there is room for: it joins two.
+        setup.dax[1].fail((1 << 30) + PAGE, PAGE, POISON)?;
+        fail(Poison::MAX)?;
+        assert!(!is_suspect(&setup.second));
+        assert_eq!(read(&setup.second, 0), Ok(4));
+        fail(Poison::MAX + 1)?;
+        assert!(is_suspect(&setup.second));
+        assert_eq!(read(&setup.second, 0), Err(EHWPOISON()));
+        assert_eq!(check(0), Err(EHWPOISON()));
+        fail(Poison::MAX + 2)?;
+        assert_eq!(check(DAX_BYTES), Err(EHWPOISON()));
+        let mut noted = 0;
+        daxdev.state().for_each_poison(|range| {
+            assert_eq!(range, 0..u64::MAX);
+            noted += 1;
+        });
+        assert_eq!(noted, 1);
+        assert_eq!(setup.forget(&setup.dax[1], 1), Ok(()));
+        assert_eq!(read(&setup.second, 0), Ok(4));
+        Ok(())
+    }
+
+    #[test]
+    fn poison_is_forgotten() -> Result {
+        let setup = Setup::with_policy(POLICY_RANGE)?;
+        let [first, second] = &setup.dax;
+        first.fail(4 * MIB, 4096, POISON)?;
+        second.fail(4 * MIB, 4096, POISON)?;
+        assert_eq!(read(&setup.second, 0), Err(EHWPOISON()));
+        assert_eq!(setup.forget(second, 1), Ok(()));
+        assert_eq!((setup.health(0), setup.health(1)), ("failed", "ok"));
+        assert_eq!(read(&setup.second, 0), Ok(4));
+        assert_eq!(read(&setup.both, 0), Err(EHWPOISON()));
+        // It is noted anew, and nothing of what was forgotten with it.
+        second.fail(4 * MIB + 8192, 4096, POISON)?;
+        assert_eq!(setup.health(1), "failed");
+        assert_eq!(read(&setup.second, 0), Ok(4));
+        assert_eq!(read(&setup.second, 8192), Err(EHWPOISON()));
+        assert_eq!(setup.forget(second, 1), Ok(()));
+        assert_eq!(setup.forget(second, 1), Ok(()));
+        assert_eq!(setup.forget(second, 2), Err(ENOENT));
+        assert_eq!(setup.forget(second, 65536), Err(EINVAL));
+        assert_eq!(setup.forget(first, 1), Err(EINVAL));
+        assert_eq!(setup.health(0), "failed");
+        second.kill();
+        assert_eq!(setup.forget(second, 1), Err(ENXIO));
+        assert_eq!(setup.health(1), "removed");
+        assert_eq!(read(&setup.second, 0), Err(ENXIO));
+        Ok(())
+    }
+
+    /// The kernel marks the first page of the 2 MiB that one DAX entry has, and all of it is made
+    /// good; what isn't noted isn't.
+    #[test]
+    fn pages_are_used_again() -> Result {
+        let setup = Setup::with_policy(POLICY_RANGE)?;
+        let dax = &setup.dax[1];
+        dax.fail(6 * MIB - 4096, 4096, POISON)?;
+        dax.fail(DAX_BYTES - 4096, u64::MAX - DAX_BYTES, POISON)?;
+        let good = [
+            4 * MIB,
+            6 * MIB - 4096,
+            DAX_BYTES - 2 * MIB,
+            DAX_BYTES - 4096,
+        ];
+        let others = [4 * MIB - 4096, 6 * MIB];
+        for offset in Iterator::chain(good.iter(), &others) {
+            dax.mark(*offset);
+        }
+        assert_eq!(setup.forget(dax, 1), Ok(()));
+        for offset in good {
+            assert!(!dax.is_marked(offset));
+        }
+        for offset in others {
+            assert!(dax.is_marked(offset));
+        }
+        // So that the pages can be freed.
+        dax.fail(0, u64::MAX, POISON)?;
+        setup.forget(dax, 1)
+    }
+
+    #[test]
+    fn to_forget_is_not_to_push() -> Result {
+        let dax = Dax::new(DAX_BYTES)?;
+        let conn = Conn::new(1)?;
+        let forget = || conn.daxdev_open(dax.fd()?.number(), DAXDEV_FORGET, 0);
+        assert_eq!(forget(), Err(ENOENT));
+        assert!(!conn.mount().is_pushed());
+        assert!(!dax.is_held());
+        let fd = dax.fd()?;
+        for flags in [3, DAXDEV_FORGET | POLICY_RANGE, 8, 1 << 31] {
+            assert_eq!(conn.daxdev_open(fd.number(), flags, 0), Err(EINVAL));
+        }
+        assert!(!dax.is_held());
+        drop(conn);
+        Ok(())
+    }
+
+    #[test]
+    fn the_server_chooses_the_policy() -> Result {
+        for (flags, other) in [(POLICY_DEVICE, Err(EHWPOISON())), (POLICY_RANGE, Ok(4))] {
+            let setup = Setup::with_policy(flags)?;
+            setup.dax[1].fail(4 * MIB, 4096, POISON)?;
+            assert_eq!(read(&setup.second, 0), Err(EHWPOISON()));
+            assert_eq!(read(&setup.second, 4096), other);
+            assert_eq!(read(&setup.both, 2 * MIB), other);
+            assert_eq!(is_suspect(&setup.both), flags == POLICY_DEVICE);
+        }
+        // Without a word from the server it is the module's, of which the suites know the default.
+        let setup = Setup::with_policy(0)?;
+        setup.dax[1].fail(4 * MIB, 4096, POISON)?;
+        assert_eq!(read(&setup.second, 4096), Err(EHWPOISON()));
         Ok(())
     }
 

@@ -68,6 +68,8 @@ static long fake_direct_access(struct dax_device *dax_dev, pgoff_t pgoff,
 		return -EFAULT;
 	if (kaddr)
 		*kaddr = dax->mem + (pgoff << PAGE_SHIFT);
+	if (pfn)
+		*pfn = vmalloc_to_pfn(dax->mem + (pgoff << PAGE_SHIFT));
 	return nr_pages;
 }
 
@@ -129,6 +131,22 @@ void famfs_fake_dax_kill(struct famfs_fake_dax *dax)
 bool famfs_fake_dax_is_held(struct famfs_fake_dax *dax)
 {
 	return dax_holder(dax->dax_dev);
+}
+
+static struct page *fake_page(struct famfs_fake_dax *dax, u64 offset)
+{
+	return vmalloc_to_page(dax->mem + offset);
+}
+
+/* As mf_dax_kill_procs() does, which finds nothing in a file that isn't mapped. */
+void famfs_fake_dax_mark(struct famfs_fake_dax *dax, u64 offset)
+{
+	SetPageHWPoison(fake_page(dax, offset));
+}
+
+bool famfs_fake_dax_is_marked(struct famfs_fake_dax *dax, u64 offset)
+{
+	return PageHWPoison(fake_page(dax, offset));
 }
 
 int famfs_fake_dax_fail(struct famfs_fake_dax *dax, u64 offset, u64 len,

@@ -14,6 +14,8 @@ struct inode;
 struct famfs_fake_dax *famfs_fake_dax_new(u64 bytes, bool fsdev);
 void famfs_fake_dax_free(struct famfs_fake_dax *dax);
 void famfs_fake_dax_kill(struct famfs_fake_dax *dax);
+void famfs_fake_dax_mark(struct famfs_fake_dax *dax, u64 offset);
+bool famfs_fake_dax_is_marked(struct famfs_fake_dax *dax, u64 offset);
 bool famfs_fake_dax_is_held(struct famfs_fake_dax *dax);
 int famfs_fake_dax_fail(struct famfs_fake_dax *dax, u64 offset, u64 len,
 			int flags);

@@ -44,6 +44,8 @@ unsafe extern "C" {
     fn famfs_fake_dax_new(bytes: u64, fsdev: bool) -> *mut c_void;
     fn famfs_fake_dax_free(dax: *mut c_void);
     fn famfs_fake_dax_kill(dax: *mut c_void);
+    fn famfs_fake_dax_mark(dax: *mut c_void, offset: u64);
+    fn famfs_fake_dax_is_marked(dax: *mut c_void, offset: u64) -> bool;
     fn famfs_fake_dax_is_held(dax: *mut c_void) -> bool;
     fn famfs_fake_dax_fail(dax: *mut c_void, offset: u64, len: u64, flags: c_int) -> c_int;
     fn famfs_fake_dax_fail_on_access(dax: *mut c_void, offset: u64, len: u64, flags: c_int);
@@ -115,6 +117,18 @@ impl Dax {
     pub(crate) fn is_held(&self) -> bool {
         // SAFETY: `self` keeps the device.
         unsafe { famfs_fake_dax_is_held(self.0.as_ptr()) }
+    }
+
+    /// Marks the page at `offset`, which the device has, as poisoned.
+    pub(crate) fn mark(&self, offset: u64) {
+        // SAFETY: `self` keeps the device and its pages.
+        unsafe { famfs_fake_dax_mark(self.0.as_ptr(), offset) };
+    }
+
+    /// Whether the page at `offset`, which the device has, is marked as poisoned.
+    pub(crate) fn is_marked(&self, offset: u64) -> bool {
+        // SAFETY: `self` keeps the device and its pages.
+        unsafe { famfs_fake_dax_is_marked(self.0.as_ptr(), offset) }
     }
 
     /// Notifies the holder, and returns what it says. `flags`: `enum mf_flags`.

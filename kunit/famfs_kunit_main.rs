@@ -18,6 +18,8 @@ mod fmap;
 mod mount;
 #[path = "../rust/open.rs"]
 mod open;
+#[path = "../rust/poison.rs"]
+mod poison;
 #[path = "../rust/provider.rs"]
 mod provider;
 #[path = "../rust/stats.rs"]

@@ -13,8 +13,7 @@ use kernel::{
 use crate::{
     daxdev::{
         DaxState,
-        Daxdev,
-        Policy, //
+        Daxdev, //
     },
     fake::Dax,
     file::{
@@ -26,6 +25,7 @@ use crate::{
         DevIndex,
         FmapError,
         Layout,
+        Policy,
         Run, //
     },
     message::MIB,

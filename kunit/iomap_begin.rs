@@ -5,9 +5,9 @@
 use kernel::prelude::*;
 
 use crate::{
-    daxdev::Policy,
     fake::POISON,
     fixture::Mapped,
+    fmap::Policy,
     message::{
         interleaved,
         simple,

@@ -74,7 +74,7 @@ pub(crate) fn pushed(message: KVVec<u8>) -> Result<KVVec<u8>> {
 pub(crate) fn daxdev(path: &[u8]) -> Result<KVVec<u8>> {
     let mut out = DaxdevOut {
         index: 0.into(),
-        reserved: 0.into(),
+        failure_policy: 0.into(),
         reserved2: 0.into(),
         reserved3: 0.into(),
         reserved4: 0.into(),

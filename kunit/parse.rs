@@ -16,7 +16,8 @@ use crate::{
         self,
         DevIndex,
         DevRange,
-        FmapError, //
+        FmapError,
+        Policy, //
     },
     message::{
         daxdev,
@@ -240,16 +241,26 @@ mod tests {
     }
 
     #[test]
-    fn device_names_are_checked() -> Result {
+    fn answers_about_devices_are_checked() -> Result {
         let reply = daxdev(b"/dev/dax0.0")?;
-        assert_eq!(fmap::daxdev_name(&reply), Ok(c"/dev/dax0.0"));
+        let parsed = fmap::parse_daxdev(&reply)?;
+        assert_eq!((parsed.name, parsed.policy), (c"/dev/dax0.0", None));
         let error = FmapError::DaxdevSize(279);
-        assert_eq!(fmap::daxdev_name(&reply[..279]), Err(error));
-        let nameless = fmap::daxdev_name(&daxdev(b"")?).err();
+        assert_eq!(fmap::parse_daxdev(&reply[..279]), Err(error));
+        let nameless = fmap::parse_daxdev(&daxdev(b"")?).err();
         assert_eq!(nameless, Some(FmapError::DaxdevName));
-        let endless = fmap::daxdev_name(&daxdev(&[b'x'; 256])?).err();
+        let endless = fmap::parse_daxdev(&daxdev(&[b'x'; 256])?).err();
         assert_eq!(endless, Some(FmapError::DaxdevName));
-        assert!(fmap::daxdev_name(&daxdev(&[b'x'; 255])?).is_ok());
+        assert!(fmap::parse_daxdev(&daxdev(&[b'x'; 255])?).is_ok());
+        let policy = |n: u16| {
+            let reply = edit(daxdev(b"/dev/dax0.0")?, 2, &n.to_ne_bytes())?;
+            Ok::<_, Error>(fmap::parse_daxdev(&reply).map(|reply| reply.policy))
+        };
+        assert_eq!(policy(1)?, Ok(Some(Policy::Device)));
+        assert_eq!(policy(2)?, Ok(Some(Policy::Range)));
+        for n in [3, 4, 256, u16::MAX] {
+            assert_eq!(policy(n)?, Err(FmapError::DaxdevPolicy(n.into())));
+        }
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use crate::{
     jobs::Jobs,
     message::{
         daxdev,
+        edit,
         simple,
         MIB, //
     },
@@ -90,7 +91,7 @@ mod tests {
         gone.kill();
         let conn = Conn::new(1)?;
         let fd = dax.fd()?;
-        assert_eq!(conn.daxdev_open(fd.number(), 1, 0), Err(EINVAL));
+        assert_eq!(conn.daxdev_open(fd.number(), 3, 0), Err(EINVAL));
         assert_eq!(conn.daxdev_open(fd.number(), 0, 65536), Err(EINVAL));
         assert_eq!(conn.daxdev_open(fd.number(), 0, u64::MAX), Err(EINVAL));
         assert_eq!(conn.daxdev_open(-1, 0, 0), Err(EBADF));
@@ -189,6 +190,10 @@ mod tests {
         assert_eq!(open_with(daxdev(b"/famfs kunit")?)?, Some(ENOENT));
         assert_eq!(open_with(daxdev(b"/")?)?, Some(EINVAL));
         assert_eq!(open_with(daxdev(b"")?)?, Some(EINVAL));
+        // Policy 2 gets as far as the name, 3 doesn't.
+        let asking = |policy| edit(daxdev(b"/famfs kunit")?, 2, &[policy]);
+        assert_eq!(open_with(asking(2)?)?, Some(ENOENT));
+        assert_eq!(open_with(asking(3)?)?, Some(EINVAL));
         let mut short = daxdev(b"/")?;
         short.truncate(279);
         assert_eq!(open_with(short)?, Some(EINVAL));

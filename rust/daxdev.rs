@@ -20,6 +20,8 @@ use kernel::{
 
 use crate::{
     file::FileMap,
+    fmap::Policy,
+    poison::Poison,
     provider::Famfs,
     sys::{
         dax::{
@@ -44,23 +46,12 @@ use crate::{
     },
 };
 
-/// What a memory failure takes away.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Policy {
-    /// Every file that has memory on the device.
-    Device,
-    /// The poisoned bytes.
-    Range,
-}
-
-impl Policy {
-    /// The one that the module was loaded with. `EINVAL` if there is no such policy.
-    pub(crate) fn of_module() -> Result<Self> {
-        match *crate::module_parameters::failure_range.value() {
-            0 => Ok(Self::Device),
-            1 => Ok(Self::Range),
-            _ => Err(EINVAL),
-        }
+/// The policy that the module was loaded with. `EINVAL` if there is no such policy.
+pub(crate) fn default_policy() -> Result<Policy> {
+    match *crate::module_parameters::failure_range.value() {
+        0 => Ok(Policy::Device),
+        1 => Ok(Policy::Range),
+        _ => Err(EINVAL),
     }
 }
 
@@ -106,6 +97,27 @@ impl Daxdev {
     pub(crate) fn name(&self) -> &CStr {
         &self.name
     }
+
+    /// Forgets the poison: whoever asks for this has seen to it that the memory is good again. If
+    /// it isn't, the next access finds out. `ENXIO`: the device is gone.
+    ///
+    /// Maps stay suspect, and find nothing when they ask.
+    pub(crate) fn forget(&self) -> Result {
+        let state = self.state();
+        // A notification waits with its note until all of this is done.
+        let mut poison = state.poison.lock();
+        if state.is_removed() {
+            return Err(ENXIO);
+        }
+        for range in poison.iter() {
+            self.held.mark_good(range);
+        }
+        *poison = Poison::new();
+        // It may be removed meanwhile, and stays so.
+        let _ = state.health.cmpxchg(FAILED, INTACT, Relaxed);
+        pr_info!("daxdev {}: memory failures are forgotten\n", state.index);
+        Ok(())
+    }
 }
 
 /// What became of a daxdev's memory, and the files that care.
@@ -113,11 +125,12 @@ impl Daxdev {
 pub(crate) struct DaxState {
     index: u16,
     policy: Policy,
-    /// [`INTACT`], [`FAILED`] or [`REMOVED`]; it only grows. Set before the files are told.
+    /// [`INTACT`], [`FAILED`] or [`REMOVED`]; it only grows, but by [`Daxdev::forget`]. Set before
+    /// the files are told.
     health: Atomic<u32>,
-    /// The poisoned ranges, in bytes of the device, in the order of their arrival.
+    /// Held also to change the health from or to [`FAILED`].
     #[pin]
-    poison: Mutex<KVec<Range<u64>>>,
+    poison: Mutex<Poison>,
     rmap: Arc<Rmap<Famfs>>,
 }
 
@@ -132,7 +145,7 @@ impl DaxState {
                 index,
                 policy,
                 health: Atomic::new(INTACT),
-                poison <- new_mutex!(KVec::new(), "famfs::DaxState::poison"),
+                poison <- new_mutex!(Poison::new(), "famfs::DaxState::poison"),
                 rmap: Rmap::new()?,
             }),
             GFP_KERNEL,
@@ -142,6 +155,15 @@ impl DaxState {
     /// By what fmaps call it.
     pub(crate) fn index(&self) -> u16 {
         self.index
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Calls `f` with every poisoned range, in bytes of the device.
+    pub(crate) fn for_each_poison(&self, f: impl FnMut(Range<u64>)) {
+        self.poison.lock().iter().for_each(f);
     }
 
     pub(crate) fn rmap(&self) -> &Arc<Rmap<Famfs>> {
@@ -177,14 +199,10 @@ impl DaxState {
             _ => return Err(ENXIO),
         }
         let end = offset.saturating_add(len);
-        let poison = self.poison.lock();
-        let hit = poison
-            .iter()
-            .filter(|range| range.end > offset && range.start < end);
-        let start = hit.map(|range| range.start).min().unwrap_or(end);
+        let hit = self.poison.lock().first_in(offset..end);
         match self.policy {
-            _ if start <= offset => Err(EHWPOISON()),
-            Policy::Range => Ok(start.wrapping_sub(offset)),
+            _ if hit == Some(offset) => Err(EHWPOISON()),
+            Policy::Range => Ok(hit.unwrap_or(end).wrapping_sub(offset)),
             Policy::Device if access == Access::Fault => Err(EIO),
             Policy::Device => Err(EHWPOISON()),
         }
@@ -241,19 +259,18 @@ impl DaxState {
     }
 
     fn poison(&self, range: Range<u64>, failure: Failure) -> Result {
-        // Without memory for a note the device fails all the same.
-        let mut result = self.note(range.clone());
-        self.worsen(FAILED);
-        pr_warn!(
-            "daxdev {}: memory failure at {:#x}, {:#x} bytes\n",
-            self.index,
-            range.start,
-            range.end.wrapping_sub(range.start)
-        );
-        let affected = match self.policy {
-            Policy::Device => 0..u64::MAX,
-            Policy::Range => range.clone(),
+        let all = {
+            let mut poison = self.poison.lock();
+            poison.note(range.clone());
+            self.worsen(FAILED);
+            poison.is_all()
         };
+        failure.warn(self.index);
+        let affected = match self.policy {
+            Policy::Range if !all => range.clone(),
+            _ => 0..u64::MAX,
+        };
+        let mut result = Ok(());
         self.for_each_file(affected, |visit, file| {
             file.head.suspect();
             let at = visit.range();
@@ -263,19 +280,6 @@ impl DaxState {
             }
         });
         result
-    }
-
-    /// Notes a poisoned range, joined with one that it touches.
-    fn note(&self, range: Range<u64>) -> Result {
-        let mut poison = self.poison.lock();
-        let near = poison
-            .iter_mut()
-            .find(|old| old.start <= range.end && old.end >= range.start);
-        match near {
-            Some(old) => *old = old.start.min(range.start)..old.end.max(range.end),
-            None => poison.push(range, GFP_KERNEL)?,
-        }
-        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! - `fmap`: the format of the maps, pure;
 //! - `sys`: safe wrappers around what is C;
-//! - the rest: `daxdev` (a device and its failures), `file` (a file's map, the hot path), `mount`
+//! - the rest: `poison` (what of a device failed), `daxdev` (a device and its failures), `file` (a file's map, the hot path), `mount`
 //!   (what belongs to a connection), `open` (the protocol), `stats` (debugfs).
 //!
 //! Who keeps what, and in which order locks are taken: docs/architecture.md.
@@ -21,6 +21,7 @@ mod file;
 mod fmap;
 mod mount;
 mod open;
+mod poison;
 mod provider;
 mod stats;
 mod sys;
@@ -44,7 +45,7 @@ module! {
     params: {
         failure_range: u8 {
             default: 0,
-            description: "After a memory error fail 0: every file on the device, 1: the poisoned bytes alone",
+            description: "After a memory error fail 0: every file on the device, 1: the poisoned bytes alone; unless the server says which",
         },
     },
 }
@@ -57,7 +58,7 @@ struct FamfsModule {
 
 impl kernel::Module for FamfsModule {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        daxdev::Policy::of_module().inspect_err(|_| pr_err!("failure_range must be 0 or 1\n"))?;
+        daxdev::default_policy().inspect_err(|_| pr_err!("failure_range must be 0 or 1\n"))?;
         sys::init()?;
         let debugfs = debugfs::Root::new(c"famfs");
         let provider = KBox::pin_init(Registration::new(module), GFP_KERNEL)

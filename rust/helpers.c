@@ -9,8 +9,11 @@
 #include <linux/interval_tree_generic.h>
 #include <linux/kdev_t.h>
 #include <linux/mm.h>
+#include <linux/page-flags.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
+#include <linux/sched.h>
+#include <linux/set_memory.h>
 
 #include "helpers.h"
 
@@ -52,9 +55,23 @@ void famfs_current_root(struct path *root)
 	get_fs_root(current->fs, root);
 }
 
+/* As drivers/nvdimm/pmem.c does when it has cleared the poison of a page. */
+void famfs_mark_good(unsigned long pfn)
+{
+	ClearPageHWPoison(pfn_to_page(pfn));
+	clear_mce_nospec(pfn);
+	cond_resched();
+}
+
 void famfs_vma_set_hugepage(struct vm_area_struct *vma)
 {
 	vm_flags_set(vma, VM_HUGEPAGE);
+}
+
+void famfs_warn_failure(u16 index, u64 offset, u64 len)
+{
+	pr_warn_ratelimited("daxdev %u: memory failure at %#llx, %#llx bytes\n",
+			    index, offset, len);
 }
 
 void famfs_warn(dev_t dev, u64 ino, const char *text)

@@ -35,7 +35,9 @@ struct famfs_rmap_node *famfs_rmap_next(struct famfs_rmap_node *node, u64 start,
 
 const struct cred *famfs_current_cred(void);
 void famfs_current_root(struct path *root);
+void famfs_mark_good(unsigned long pfn);
 void famfs_vma_set_hugepage(struct vm_area_struct *vma);
+void famfs_warn_failure(u16 index, u64 offset, u64 len);
 void famfs_warn(dev_t dev, u64 ino, const char *text);
 
 #endif /* FAMFS_HELPERS_H */

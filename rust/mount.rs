@@ -18,12 +18,14 @@ use kernel::{
 
 use crate::{
     daxdev::{
-        Daxdev,
-        Policy, //
+        default_policy,
+        Daxdev, //
     },
     fmap::{
-        daxdev_name,
-        FmapError, //
+        parse_daxdev,
+        wire::DAXDEV_FORGET,
+        FmapError,
+        Policy, //
     },
     provider::Famfs,
     stats,
@@ -50,7 +52,7 @@ pub(crate) struct Conn {
 
 impl Conn {
     pub(crate) fn new(dev: DevT) -> Result<KBox<Self>> {
-        let mount = Mount::new(dev, Policy::of_module()?)?;
+        let mount = Mount::new(dev, default_policy()?)?;
         let stats = stats::show(mount.clone())?;
         Ok(KBox::new(
             Self {
@@ -70,6 +72,7 @@ impl Conn {
 #[pin_data]
 pub(crate) struct Mount {
     dev: DevT,
+    /// That of devices for which the server names none.
     policy: Policy,
     /// What the server's paths start from. Not the opener's: he may have put others there.
     root: Root,
@@ -132,11 +135,11 @@ impl Mount {
         let n = inode
             .request(Opcode::GetDaxdev, index.into(), None, &mut reply)
             .map_err(|error| refuse("the server doesn't say its name", error))?;
-        let name = daxdev_name(reply.get(..n).ok_or(EIO)?).map_err(|error| {
+        let answer = parse_daxdev(reply.get(..n).ok_or(EIO)?).map_err(|error| {
             self.warn(inode, fmt!("daxdev {index}: {error}"));
             Error::from(error)
         })?;
-        let name = CString::try_from(name)?;
+        let name = CString::try_from(answer.name)?;
         let refuse = |error: Error| {
             let text = name.to_str().unwrap_or("?");
             let errno = error.to_errno();
@@ -148,30 +151,45 @@ impl Mount {
         };
         let dev = DaxDevice::by_path(&self.root, &name).map_err(refuse)?;
         let shown = CString::try_from(&*name)?;
-        self.add(index, dev, shown).map_err(refuse)
+        self.add(index, dev, shown, answer.policy).map_err(refuse)
     }
 
-    /// Registers the device of the server's descriptor `fd`. `EINVAL` for an index above 65535;
-    /// success if there is a device already.
+    /// Registers the device of the server's descriptor `fd`; success if there is a device already.
+    /// With `DAXDEV_FORGET` the memory errors of the one that is there are forgotten instead.
+    ///
+    /// `EINVAL`: an index above 65535, unknown flags, or another device than the one whose errors
+    /// are to be forgotten. `ENOENT`: there is none.
     pub(crate) fn push(&self, fd: i32, flags: u32, index: u64) -> Result {
         let index = u16::try_from(index).map_err(|_| EINVAL)?;
-        if flags != 0 {
-            return Err(EINVAL);
-        }
+        let forget = flags == DAXDEV_FORGET;
+        let policy = Policy::from_wire(if forget { 0 } else { flags })?;
         let dev = DaxDevice::by_fd(u32::try_from(fd).map_err(|_| EBADF)?)?;
+        if forget {
+            let daxdev = self.get(index).ok_or(ENOENT)?;
+            if !daxdev.held().is(&dev) {
+                return Err(EINVAL);
+            }
+            return daxdev.forget();
+        }
         let name = CString::try_from_fmt(fmt!("fd:{fd}"))?;
-        self.add(index, dev, name)?;
+        self.add(index, dev, name, policy)?;
         *self.pushed.lock() = true;
         Ok(())
     }
 
     /// Adds a device, or returns the one that has come first.
-    fn add(&self, index: u16, dev: DaxDevice, name: CString) -> Result<Arc<Daxdev>> {
+    fn add(
+        &self,
+        index: u16,
+        dev: DaxDevice,
+        name: CString,
+        policy: Option<Policy>,
+    ) -> Result<Arc<Daxdev>> {
         let _adding = self.adding.lock();
         if let Some(daxdev) = self.get(index) {
             return Ok(daxdev);
         }
-        let daxdev = Daxdev::new(dev, index, name, self.policy)?;
+        let daxdev = Daxdev::new(dev, index, name, policy.unwrap_or(self.policy))?;
         let mut table = self.table.lock();
         table.store(index.into(), daxdev.clone(), GFP_KERNEL)?;
         Ok(daxdev)

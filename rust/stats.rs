@@ -40,8 +40,8 @@ impl debugfs::Writer for View {
     }
 }
 
-/// Lines of fields, `daxdev` for each device and `fmap` for each cached map; the latter under the
-/// first of its devices.
+/// Lines of fields: `daxdev` for each device, and under it `poison` for each range of it that
+/// failed and `fmap` for each cached map of which it is the first device.
 pub(crate) fn write(mount: &Mount, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut result = Ok(());
     mount.for_each(|daxdev| {
@@ -54,12 +54,18 @@ fn write_daxdev(f: &mut fmt::Formatter<'_>, daxdev: &Daxdev) -> fmt::Result {
     let state = daxdev.state();
     writeln!(
         f,
-        "daxdev index={} name={:?} state={}",
+        "daxdev index={} name={:?} state={} policy={}",
         state.index(),
         daxdev.name().to_str().unwrap_or("?"),
         state.health(),
+        state.policy().name(),
     )?;
     let mut result = Ok(());
+    state.for_each_poison(|poison| {
+        let len = poison.end.wrapping_sub(poison.start);
+        result =
+            result.and_then(|()| writeln!(f, "poison offset={:#x} len={len:#x}", poison.start));
+    });
     state.rmap().for_each(|ino, file| {
         let first = file.devices().iter().next();
         if first.is_some_and(|(_, first)| first.state().index() == state.index()) {

@@ -67,6 +67,8 @@ pub enum FmapError {
     DaxdevSize(u64),
     /// The device name is empty or has no end.
     DaxdevName,
+    /// The server asks for a failure policy that there is not.
+    DaxdevPolicy(u64),
 }
 
 impl FmapError {
@@ -92,6 +94,7 @@ impl FmapError {
             Self::EmptyStripe | Self::UnalignedStripe(_) => "ie_nbytes",
             Self::CellsTooFew(_) => "cells",
             Self::DaxdevName => "name",
+            Self::DaxdevPolicy(_) => "failure_policy",
         }
     }
 
@@ -117,7 +120,8 @@ impl FmapError {
             | Self::StripTooShort(v)
             | Self::Overlap(v)
             | Self::CellsTooFew(v)
-            | Self::DaxdevSize(v) => v,
+            | Self::DaxdevSize(v)
+            | Self::DaxdevPolicy(v) => v,
             Self::NoExtents
             | Self::EmptyFile
             | Self::EmptyExtent
@@ -151,6 +155,7 @@ impl FmapError {
             Self::CellsTooFew(_) => "are too few for the map",
             Self::DaxdevSize(_) => "is not 280",
             Self::DaxdevName => "is empty or not terminated",
+            Self::DaxdevPolicy(_) => "is not 0 (none), 1 (device) or 2 (range)",
         }
     }
 

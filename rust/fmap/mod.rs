@@ -19,6 +19,7 @@
 //! The wire format is described in docs/abi.md.
 
 mod build;
+mod daxdev;
 mod error;
 mod extent;
 mod layout;
@@ -30,6 +31,11 @@ mod tree;
 pub mod wire;
 
 pub use self::{
+    daxdev::{
+        parse_daxdev,
+        DaxdevReply,
+        Policy, //
+    },
     error::FmapError,
     extent::{
         DevIndex,
@@ -39,7 +45,6 @@ pub use self::{
     },
     layout::Layout,
     parse::{
-        daxdev_name,
         parse,
         wanted_size,
         FileType,

@@ -2,8 +2,6 @@
 
 //! From bytes to a checked view of them.
 
-use core::ffi::CStr;
-
 use zerocopy::FromBytes;
 
 use super::{
@@ -107,16 +105,6 @@ pub fn wanted_size(reply: &[u8], buffer: usize) -> Result<Option<u32>, FmapError
         size if size > MAX_MESSAGE => Err(FmapError::MessageTooLarge(u64::from(size))),
         size => Ok(Some(size)),
     }
-}
-
-/// The device path in a GET_DAXDEV reply.
-pub fn daxdev_name(reply: &[u8]) -> Result<&CStr, FmapError> {
-    let out = wire::DaxdevOut::ref_from_bytes(reply)
-        .map_err(|_| FmapError::DaxdevSize(reply.len() as u64))?;
-    CStr::from_bytes_until_nul(&out.name)
-        .ok()
-        .filter(|name| !name.is_empty())
-        .ok_or(FmapError::DaxdevName)
 }
 
 impl<'a> Fmap<'a> {

@@ -23,6 +23,14 @@ pub const EXT_SIMPLE: u32 = 0;
 /// `ext_type`: a list of interleaved extents, each followed by its strips.
 pub const EXT_INTERLEAVE: u32 = 1;
 
+/// `failure_policy`, and flags of FUSE_DEV_IOC_DAXDEV_OPEN: every file on the device fails.
+pub const POLICY_DEVICE: u32 = 1;
+/// `failure_policy`, and flags of FUSE_DEV_IOC_DAXDEV_OPEN: the poisoned bytes alone fail.
+pub const POLICY_RANGE: u32 = 2;
+/// Flags of FUSE_DEV_IOC_DAXDEV_OPEN: no device is added; the memory errors of the one that has
+/// the index are forgotten.
+pub const DAXDEV_FORGET: u32 = 4;
+
 /// `struct fuse_famfs_fmap_header`: the start of a GET_FMAP reply.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -79,8 +87,8 @@ pub struct InterleavedExt {
 pub struct DaxdevOut {
     /// Index of the device; servers leave it 0.
     pub index: U16,
-    /// Ignored.
-    pub reserved: U16,
+    /// What a memory error takes away: 0 nothing said, [`POLICY_DEVICE`] or [`POLICY_RANGE`].
+    pub failure_policy: U16,
     /// Ignored.
     pub reserved2: U32,
     /// Ignored.

@@ -4,9 +4,12 @@
 //!
 //! C header: `include/linux/dax.h`.
 
-use core::ptr::{
-    self,
-    NonNull, //
+use core::{
+    ops::Range,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
 use kernel::{
@@ -49,6 +52,12 @@ impl Failure {
     /// The memory is intact, but its driver is about to let go of it.
     pub(crate) fn is_removal(&self) -> bool {
         self.flags & bindings::mf_flags_MF_MEM_PRE_REMOVE as i32 != 0
+    }
+
+    /// Prints one rate-limited line about it.
+    pub(crate) fn warn(&self, index: u16) {
+        // SAFETY: No requirements.
+        unsafe { bindings::famfs_warn_failure(index, self.offset, self.len) };
     }
 
     /// `enum mf_flags`.
@@ -320,6 +329,32 @@ impl<T: Holder> HeldDaxDevice<T> {
         self.dev.as_ptr()
     }
 
+    /// Whether `dev` is the same device.
+    pub(crate) fn is(&self, dev: &DaxDevice) -> bool {
+        self.dev == dev.dev
+    }
+
+    /// Makes the kernel use the pages in `range`, in bytes, again after they were poisoned; of the
+    /// ones that the device has.
+    ///
+    /// `mf_dax_kill_procs()` marks the first page of a DAX entry, whichever of its pages is
+    /// poisoned, so the range is extended to whole entries.
+    pub(crate) fn mark_good(&self, range: Range<u64>) {
+        const PMD: u64 = 2 << 20;
+        let mut offset = range.start & !(PMD - 1);
+        let end = range.end.checked_next_multiple_of(PMD).unwrap_or(u64::MAX);
+        while offset < end {
+            let access = DaxAccess::new();
+            let Ok(pfn) = access.pfn(self.as_raw(), offset) else {
+                return;
+            };
+            // SAFETY: `pfn` is that of a page of this device, which stays as long as `access`.
+            unsafe { bindings::famfs_mark_good(pfn) };
+            drop(access);
+            offset = offset.saturating_add(PAGE_SIZE as u64);
+        }
+    }
+
     /// Number of bytes that can be reached at `offset`, at most `len`; both in bytes. An error if
     /// they are not contiguous, or not all there.
     pub(crate) fn probe(&self, offset: u64, len: u64) -> Result<u64> {
@@ -427,6 +462,27 @@ impl DaxAccess {
             Ok(0) => Err(ERANGE),
             Ok(n) => Ok((addr, n)),
             Err(_) => Err(Error::from_errno(n as i32)),
+        }
+    }
+
+    /// Number of the page at `offset` bytes from the start of the device.
+    fn pfn(&self, dev: *mut bindings::dax_device, offset: u64) -> Result<usize> {
+        let mut pfn = 0;
+        // SAFETY: As in `translate`.
+        let n = unsafe {
+            bindings::dax_direct_access(
+                dev,
+                (offset >> PAGE_SHIFT) as usize,
+                1,
+                bindings::dax_access_mode_DAX_ACCESS,
+                ptr::null_mut(),
+                &mut pfn,
+            )
+        };
+        if n == 1 {
+            Ok(pfn)
+        } else {
+            Err(ERANGE)
         }
     }
 

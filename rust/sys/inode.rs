@@ -243,20 +243,34 @@ impl<P: FmapProvider> Visit<'_, P> {
         unsafe { (*self.inode().as_ptr()).i_mapping }
     }
 
-    /// Kills the processes that have the pages in `range`, in bytes of the file, mapped, as the
-    /// failure demands, and unmaps the pages.
+    /// Kills the processes that have the pages in `range`, in bytes of the file and not empty,
+    /// mapped, as the failure demands, and unmaps the pages. Copies that a private mapping made of
+    /// them stay.
     pub(crate) fn kill_procs(&self, range: Range<u64>, failure: Failure) -> Result {
         let first = range.start >> PAGE_SHIFT;
         let end = range.end.saturating_add(PAGE_SIZE as u64 - 1) >> PAGE_SHIFT;
+        let pages = end.saturating_sub(first);
         // SAFETY: The inode and its mapping are valid.
-        to_result(unsafe {
+        let result = to_result(unsafe {
             bindings::mf_dax_kill_procs(
                 self.mapping(),
                 first as usize,
-                end.saturating_sub(first) as usize,
+                pages as usize,
                 failure.flags(),
             )
-        })
+        });
+        // That unmaps what it found a process for that is to be told now. All others learn by a
+        // fault.
+        // SAFETY: As above.
+        unsafe {
+            bindings::unmap_mapping_range(
+                self.mapping(),
+                (first << PAGE_SHIFT) as i64,
+                (pages << PAGE_SHIFT) as i64,
+                0,
+            )
+        };
+        result
     }
 
     /// Takes the pages in `range`, in bytes of the file and not empty, out of every address space,

@@ -8,7 +8,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     wire::{DaxdevOut, Header, InterleavedExt, SimpleExt, EXT_INTERLEAVE, EXT_SIMPLE, VERSION},
-    DevRange, FileType,
+    DevRange, FileType, Policy,
 };
 
 /// A GET_FMAP reply to be. Nothing is judged: what the kernel would refuse, [`parse`] refuses.
@@ -124,10 +124,11 @@ impl Message<'_> {
 }
 
 /// The GET_DAXDEV reply for the device whose character device is `path`; `None` if that has more
-/// than 255 bytes.
-pub fn daxdev_reply(index: u16, path: &CStr) -> Option<DaxdevOut> {
+/// than 255 bytes. Without a policy the kernel's default holds.
+pub fn daxdev_reply(index: u16, path: &CStr, policy: Option<Policy>) -> Option<DaxdevOut> {
     let mut out = DaxdevOut::new_zeroed();
     out.index = index.into();
+    out.failure_policy = u16::try_from(Policy::to_wire(policy)).ok()?.into();
     let path = path.to_bytes_with_nul();
     out.name.get_mut(..path.len())?.copy_from_slice(path);
     Some(out)

@@ -7,8 +7,8 @@ mod model;
 use std::{ffi::CStr, fs, path::PathBuf};
 
 use famfs_fmap::{
-    daxdev_name, daxdev_reply, parse, wanted_size, DevIndex, DevRange, Extents, FileType,
-    FmapError, Interleaved, Message,
+    daxdev_reply, parse, parse_daxdev, wanted_size, DaxdevReply, DevIndex, DevRange, Extents,
+    FileType, FmapError, Interleaved, Message, Policy,
 };
 use serde_json::Value;
 use zerocopy::IntoBytes;
@@ -299,28 +299,35 @@ fn a_header_alone_says_what_to_ask_for() {
 
 /// The answer of upstream's daemon, which follows a 16-byte header of FUSE.
 #[test]
-fn device_names_are_read_and_written_as_upstream_does() {
+fn answers_about_devices_are_read_and_written_as_upstream_does() {
     let reply = &bytes("wire/wire_get_daxdev_0_rep.bin")[16..];
     let name = c"/dev/dax0.0";
-    assert_eq!(daxdev_name(reply), Ok(name));
-    assert_eq!(
-        daxdev_reply(0, name).expect("a name that fits").as_bytes(),
-        reply
-    );
+    assert_eq!(parse_daxdev(reply), Ok(DaxdevReply { name, policy: None }));
+    let written = |policy| daxdev_reply(0, name, policy).expect("a name that fits");
+    assert_eq!(written(None).as_bytes(), reply);
+    for policy in [Policy::Device, Policy::Range] {
+        let (policy, written) = (Some(policy), written(Some(policy)));
+        let parsed = parse_daxdev(written.as_bytes());
+        assert_eq!(parsed, Ok(DaxdevReply { name, policy }));
+    }
 
-    assert_eq!(daxdev_name(&reply[..279]), Err(FmapError::DaxdevSize(279)));
+    let refused = |reply: &[u8]| parse_daxdev(reply).err();
+    assert_eq!(refused(&reply[..279]), Some(FmapError::DaxdevSize(279)));
     let longer = [reply, &[0]].concat();
-    assert_eq!(daxdev_name(&longer), Err(FmapError::DaxdevSize(281)));
+    assert_eq!(refused(&longer), Some(FmapError::DaxdevSize(281)));
     let mut nameless = reply.to_vec();
     nameless[24] = 0;
-    assert_eq!(daxdev_name(&nameless), Err(FmapError::DaxdevName));
+    assert_eq!(refused(&nameless), Some(FmapError::DaxdevName));
     let mut endless = reply.to_vec();
     endless[24..].fill(b'x');
-    assert_eq!(daxdev_name(&endless), Err(FmapError::DaxdevName));
+    assert_eq!(refused(&endless), Some(FmapError::DaxdevName));
+    let mut wishful = reply.to_vec();
+    wishful[2] = 3;
+    assert_eq!(refused(&wishful), Some(FmapError::DaxdevPolicy(3)));
 
     let path = |len| {
         CStr::from_bytes_with_nul(&[&vec![b'x'; len][..], &[0]].concat())
-            .map(|p| daxdev_reply(7, p))
+            .map(|p| daxdev_reply(7, p, None))
     };
     assert!(path(255)
         .expect("a string")
