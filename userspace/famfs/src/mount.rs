@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use famfs_fmap::Policy;
 use famfs_media::Role;
 
 use crate::device::{self, DaxDevice};
@@ -45,6 +46,10 @@ pub struct Args {
     /// Make this host the master. For when the old one is gone for good: two that add files destroy the log.
     #[arg(long)]
     take_over: bool,
+    /// What a memory error takes away: every file on the device, or the poisoned bytes alone [default: as famfs.ko
+    /// was loaded].
+    #[arg(long, value_enum, value_name = "POLICY")]
+    failure: Option<Failure>,
     /// Stay in the foreground and serve the file system from there.
     #[arg(long)]
     foreground: bool,
@@ -59,13 +64,30 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
     interval.ok_or_else(|| "an interval is a number of seconds, such as 0.5".into())
 }
 
+/// What a memory error takes away.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Failure {
+    /// Every file on the device.
+    Device,
+    /// The poisoned bytes alone.
+    Range,
+}
+
 impl Args {
     fn options(&self) -> Options {
         Options {
             follow: Some(self.follow).filter(|interval| !interval.is_zero()),
             rw: self.rw,
             take_over: self.take_over,
+            failure: self.policy(),
         }
+    }
+
+    fn policy(&self) -> Option<Policy> {
+        self.failure.map(|failure| match failure {
+            Failure::Device => Policy::Device,
+            Failure::Range => Policy::Range,
+        })
     }
 }
 
@@ -183,6 +205,9 @@ fn spawn(args: &Args, devices: &[DaxDevice], mountpoint: &Path) -> anyhow::Resul
     command.arg(format!("--follow={}", args.follow.as_secs_f64()));
     command.args(args.rw.then_some("--rw"));
     command.args(args.take_over.then_some("--take-over"));
+    if let Some(policy) = args.policy() {
+        command.args(["--failure", policy.name()]);
+    }
     command
         .arg("--")
         .args(devices.iter().take(1).map(|device| &device.path))

@@ -33,6 +33,7 @@ impl MetaAccess {
         super::require_room(device, log_len)?;
         let server = Arc::new(Server::new(
             device.path.clone(),
+            None,
             Namespace::meta_only(log_len),
         ));
         let session = Session::start(&server)?;

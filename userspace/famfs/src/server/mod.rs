@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use famfs_fmap::Policy;
 use famfs_fuse::Errno;
 use famfs_media::{Replay, Role, Superblock, LOG_LEN_MIN, SUPERBLOCK_LEN};
 
@@ -50,6 +51,8 @@ pub struct Options {
     pub rw: bool,
     /// Makes this host the master.
     pub take_over: bool,
+    /// What a memory error takes away; `None` leaves it to the kernel module.
+    pub failure: Option<Policy>,
 }
 
 /// What there is to say of a mount when it is ready.
@@ -74,7 +77,7 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let first = devices.first().context("no device was given")?;
     let namespace = Namespace::meta_only(LOG_LEN_MIN);
-    let server = Arc::new(Server::new(first.path.clone(), namespace));
+    let server = Arc::new(Server::new(first.path.clone(), options.failure, namespace));
     let mut session = Session::start(&server)?;
     let (superblock, summary) = load(&server, session.root()?, devices, options)?;
     let device = rustix::fs::fstat(session.root()?)?.st_dev;

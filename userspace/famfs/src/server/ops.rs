@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use famfs_fmap::Policy;
 use famfs_fuse::abi::{
     AttrOut, EntryOut, InHeader, Kstatfs, OpenIn, OpenOut, ReadIn, SetattrIn, FOPEN_KEEP_CACHE,
 };
@@ -36,6 +37,8 @@ pub struct Server {
     source: PathBuf,
     /// Paths of the daxdevs by index, once all are known.
     devices: OnceLock<Vec<PathBuf>>,
+    /// What a memory error takes away; None leaves it to the kernel module.
+    failure: Option<Policy>,
     namespace: RwLock<Namespace>,
     /// Requests so far.
     pub counters: Counters,
@@ -45,10 +48,11 @@ type Answer = Result<Payload, Errno>;
 
 impl Server {
     /// A server of `namespace` on a daxdev. There may be others.
-    pub fn new(source: PathBuf, namespace: Namespace) -> Self {
+    pub fn new(source: PathBuf, failure: Option<Policy>, namespace: Namespace) -> Self {
         let namespace = RwLock::new(namespace);
         Self {
             source,
+            failure,
             devices: OnceLock::new(),
             namespace,
             counters: Counters::default(),
@@ -67,6 +71,11 @@ impl Server {
             Some(devices) => devices,
             None => std::slice::from_ref(&self.source),
         }
+    }
+
+    /// What a memory error takes away, in a word.
+    pub fn failure(&self) -> &'static str {
+        self.failure.map_or("default", Policy::name)
     }
 
     /// What the mount table shows as the source: the path of device 0.
@@ -213,7 +222,8 @@ impl Server {
         let index = u16::try_from(index).map_err(|_| Errno::INVAL)?;
         let path = self.devices().get(usize::from(index)).ok_or(Errno::INVAL)?;
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
-        let reply = famfs_fmap::daxdev_reply(index, &path).ok_or(Errno::NAMETOOLONG)?;
+        let reply =
+            famfs_fmap::daxdev_reply(index, &path, self.failure).ok_or(Errno::NAMETOOLONG)?;
         Ok((&reply).into())
     }
 }

@@ -75,6 +75,7 @@ pub fn report(server: &Server, mountpoint: &Path) -> Value {
     json!({
         "mountpoint": mountpoint,
         "devices": server.devices(),
+        "failure": server.failure(),
         "pid": std::process::id(),
         "files": totals.files,
         "directories": totals.dirs,

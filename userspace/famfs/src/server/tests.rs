@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use famfs_fmap::Policy;
 use famfs_fuse::abi::{
     AttrOut, EntryOut, GetxattrIn, InHeader, OpenOut, OutHeader, ReadIn, SetattrIn,
     FOPEN_KEEP_CACHE,
@@ -50,10 +51,10 @@ pub(super) struct Kernel(pub(super) OwnedFd);
 
 impl Kernel {
     pub(super) fn new() -> Self {
-        Self::with(1, namespace())
+        Self::with(1, None, namespace())
     }
 
-    fn with(devices: u32, namespace: Namespace) -> Self {
+    fn with(devices: u32, failure: Option<Policy>, namespace: Namespace) -> Self {
         let (kernel, device) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -61,7 +62,7 @@ impl Kernel {
             None,
         )
         .unwrap();
-        let server = Server::new("/dev/dax0.0".into(), namespace);
+        let server = Server::new("/dev/dax0.0".into(), failure, namespace);
         let devices: Vec<_> = (0..devices)
             .map(|number| DaxDevice::for_tests(number, DEVICE_SIZE))
             .collect();
@@ -341,8 +342,21 @@ fn a_long_fmap_is_announced_by_its_header() {
 }
 
 #[test]
+fn daxdevs_have_the_policy_of_the_mount() {
+    for (failure, field) in [
+        (None, 0),
+        (Some(Policy::Device), 1),
+        (Some(Policy::Range), 2),
+    ] {
+        let kernel = Kernel::with(1, failure, namespace());
+        let reply = kernel.call(Opcode::GetDaxdev, 0, 0, &[]).unwrap();
+        assert_eq!(u16::from_ne_bytes([reply[2], reply[3]]), field);
+    }
+}
+
+#[test]
 fn daxdevs_have_their_index() {
-    let kernel = Kernel::with(2, namespace());
+    let kernel = Kernel::with(2, None, namespace());
     let name = |index| {
         let reply = kernel.call(Opcode::GetDaxdev, index, 0, &[])?;
         assert_eq!(
@@ -376,7 +390,7 @@ fn the_control_socket_answers_what_it_knows() {
         None,
     )
     .unwrap();
-    let server = Arc::new(Server::new("/dev/dax0.0".into(), namespace()));
+    let server = Arc::new(Server::new("/dev/dax0.0".into(), None, namespace()));
     let player = Player {
         server,
         superblock: Superblock::parse(&read("media/superblock.bin")).unwrap(),
