@@ -8,6 +8,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
 use anyhow::{bail, ensure, Context, Result};
+use rustix::process::{
+    set_machine_check_memory_corruption_kill_policy, MachineCheckMemoryCorruptionKillPolicy,
+};
 
 use crate::sys::{report_sigbus, Kind, Mapping};
 
@@ -26,6 +29,7 @@ pub struct Probe {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
+    lsb: Option<u8>,
 }
 
 impl Probe {
@@ -41,7 +45,13 @@ impl Probe {
             child,
             stdin,
             stdout,
+            lsb: None,
         })
+    }
+
+    /// si_addr_lsb of the SIGBUS that ended the process: log2 of how much memory is lost.
+    pub fn lsb(&self) -> Option<u8> {
+        self.lsb
     }
 
     pub fn pid(&self) -> u32 {
@@ -73,6 +83,16 @@ impl Probe {
         self.ask(&format!("poison {at}"))
     }
 
+    /// Asks for a signal when memory fails that the process has mapped, not only when it is touched.
+    pub fn ask_for_early_kill(&mut self) -> Result<Reply> {
+        self.ask("early")
+    }
+
+    /// Waits for a signal that no command has caused.
+    pub fn wait_for_signal(&mut self) -> Result<Reply> {
+        self.answer_to("waiting")
+    }
+
     /// Reads from the mapped file by pread; the reply's value is the number of bytes.
     pub fn pread(&mut self, at: u64, len: u64) -> Result<Reply> {
         self.ask(&format!("pread {at} {len}"))
@@ -86,13 +106,18 @@ impl Probe {
     fn ask(&mut self, command: &str) -> Result<Reply> {
         // A probe that was killed is found out by its empty answer.
         let _ = writeln!(self.stdin, "{command}");
+        self.answer_to(command)
+    }
+
+    fn answer_to(&mut self, command: &str) -> Result<Reply> {
         let mut answer = String::new();
         self.stdout.read_line(&mut answer)?;
         let words: Vec<&str> = answer.split_ascii_whitespace().collect();
         Ok(match words[..] {
             ["value", value] => Reply::Value(value.parse()?),
             ["errno", errno] => Reply::Errno(errno.parse()?),
-            ["sigbus", code, address] => {
+            ["sigbus", code, address, lsb] => {
+                self.lsb = Some(u8::from_str_radix(lsb, 16)?);
                 Reply::Sigbus(code.parse()?, usize::from_str_radix(address, 16)?)
             }
             [] => {
@@ -142,6 +167,11 @@ impl State {
         let words: Vec<&str> = line.split(' ').collect();
         if let ["map", path, len, kind] = words[..] {
             return Ok(self.map(path, len.parse()?, kind));
+        }
+        if words == ["early"] {
+            let early = Some(MachineCheckMemoryCorruptionKillPolicy::Early);
+            let set = set_machine_check_memory_corruption_kill_policy(early);
+            return Ok(set.map(|()| 0).map_err(Into::into));
         }
         let file = self.file.as_ref().context("no file")?;
         let mapping = self.mapping.as_ref().context("no mapping")?;

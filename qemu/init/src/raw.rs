@@ -42,6 +42,11 @@ impl Raw {
             .with_context(|| format!("/dev/mem at dax offset {offset:#x}"))
     }
 
+    /// Number of the page at `offset`.
+    pub fn pfn(&self, offset: u64) -> u64 {
+        (self.base + offset) / 4096
+    }
+
     fn place(&self, offset: u64, len: usize) -> Result<u64> {
         let end = offset.checked_add(len as u64).context("offset overflow")?;
         ensure!(

@@ -86,6 +86,16 @@ impl Serve {
             ..Self::default()
         }
     }
+
+    /// The same, with this failure_policy in every answer to GET_DAXDEV.
+    pub fn with_policy(mut self, policy: u16) -> Self {
+        for answer in self.devices.values_mut() {
+            if let Answer::Bytes(bytes) = answer {
+                bytes.splice(2..4, policy.to_le_bytes());
+            }
+        }
+        self
+    }
 }
 
 /// What the server has seen.

@@ -184,7 +184,8 @@ pub fn daxdev_open(fuse: &File, fd: i32, flags: u32, daxdev_index: u64) -> io::R
     }
 }
 
-/// Makes SIGBUS print "sigbus CODE ADDRESS" (decimal, hexadecimal) on standard output and end the process.
+/// Makes SIGBUS print "sigbus CODE ADDRESS LSB" (decimal, hexadecimal, hexadecimal) on standard output and end the
+/// process.
 pub fn report_sigbus() -> io::Result<()> {
     // SAFETY: An all-zero sigaction is valid: no flags, empty mask, default handler.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -197,19 +198,29 @@ pub fn report_sigbus() -> io::Result<()> {
     }
 }
 
+const HEX: [u8; 16] = *b"0123456789abcdef";
+
 /// Only async-signal-safe calls: it formats on the stack, writes and exits.
 extern "C" fn on_sigbus(
     _signal: libc::c_int,
     info: *mut libc::siginfo_t,
     _context: *mut libc::c_void,
 ) {
-    // SAFETY: The kernel passes a valid siginfo to a SA_SIGINFO handler, and SIGBUS fills si_addr.
-    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    let mut text = *b"sigbus 0 0000000000000000\n";
+    /// Where si_addr_lsb is, behind si_signo, si_errno, si_code, padding and si_addr; libc leaves it out.
+    const ADDR_LSB: usize = 24;
+    // SAFETY: The kernel passes a valid siginfo to a SA_SIGINFO handler, and SIGBUS fills si_addr. si_addr_lsb lies
+    // inside the siginfo, which the kernel has zeroed where the signal has none.
+    let (code, address, lsb) = unsafe {
+        let lsb = info.cast::<u8>().add(ADDR_LSB).cast::<u16>().read();
+        ((*info).si_code, (*info).si_addr() as usize, lsb)
+    };
+    let mut text = *b"sigbus 0 0000000000000000 00\n";
     text[7] = b'0' + u8::try_from(code.rem_euclid(10)).unwrap_or(0);
     for (index, digit) in text[9..25].iter_mut().enumerate() {
-        *digit = b"0123456789abcdef"[(address >> (60 - 4 * index)) & 15];
+        *digit = HEX[(address >> (60 - 4 * index)) & 15];
     }
+    text[26] = HEX[usize::from(lsb) >> 4 & 15];
+    text[27] = HEX[usize::from(lsb) & 15];
     // SAFETY: Descriptor 1 stays open for the life of the process.
     let stdout = unsafe { BorrowedFd::borrow_raw(1) };
     let _ = rustix::io::write(stdout, &text);

@@ -116,7 +116,8 @@ fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> 
         .filter(|line| line.starts_with("daxdev "))
         .collect();
     ensure!(
-        states[0].ends_with("state=failed") && states[1].ends_with("state=ok"),
+        states[0].ends_with("state=failed policy=device")
+            && states[1].ends_with("state=ok policy=device"),
         "debugfs shows {states:?}"
     );
     drop((poisoner, other_user, neighbour, stranger, late));

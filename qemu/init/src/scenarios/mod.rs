@@ -20,6 +20,7 @@ mod hosts;
 mod kinds;
 mod lifetime;
 mod modules;
+mod poison;
 mod protocol;
 mod push;
 mod refusals;
@@ -47,6 +48,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("striped", tool::STRIPED),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
+    ("poison", poison::TESTS),
     ("failslab", failslab::TESTS),
     ("cycles", cycles::TESTS),
 ];

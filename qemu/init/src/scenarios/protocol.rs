@@ -157,7 +157,7 @@ fn debugfs_shows_the_mount(guest: &Guest, _channel: &mut Channel) -> Result<()> 
     let (daxdev, map) = text.split_once('\n').context("one line only")?;
     ensure_eq!(
         daxdev,
-        format!("daxdev index=0 name={device:?} state=ok"),
+        format!("daxdev index=0 name={device:?} state=ok policy=device"),
         "the line of the daxdev"
     );
     let expected = format!(

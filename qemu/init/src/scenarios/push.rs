@@ -77,7 +77,7 @@ fn errnos_of_the_ioctl(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         ("a closed descriptor", 9999, 0, 0, libc::EBADF),
         ("a regular file", regular.as_raw_fd(), 0, 0, libc::EINVAL),
         ("/dev/null", null.as_raw_fd(), 0, 0, libc::ENODEV),
-        ("flags", fd, 1, 0, libc::EINVAL),
+        ("flags", fd, 3, 0, libc::EINVAL),
         ("index 65536", fd, 0, MAX_INDEX + 1, libc::EINVAL),
         ("an index of 64 bits", fd, 0, 1 << 32, libc::EINVAL),
     ];

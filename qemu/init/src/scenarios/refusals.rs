@@ -229,6 +229,11 @@ fn bad_daxdev_answers() -> Vec<(&'static str, Answer, i32)> {
         ("a short reply", Answer::Bytes(vec![0; 279]), libc::EINVAL),
         ("an empty name", bytes(""), libc::EINVAL),
         (
+            "a policy that there is not",
+            Answer::Bytes(Bytes::default().u16(0).u16(3).zeros(276).0),
+            libc::EINVAL,
+        ),
+        (
             "a name without an end",
             Answer::Bytes(Bytes::default().zeros(24).bytes(&[b'x'; 256]).0),
             libc::EINVAL,
