@@ -13,6 +13,7 @@ mod topology;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -77,6 +78,17 @@ enum Verb {
         #[arg(long)]
         debug: bool,
     },
+    /// Let everything that can happen to a mount happen to it, in random order
+    Soak {
+        #[arg(long, env = "MINUTES", default_value_t = 20)]
+        minutes: u64,
+        /// What the order is made from (default: another one each time)
+        #[arg(long, env = "SEED")]
+        seed: Option<u64>,
+        /// The kernel is the debug tier's
+        #[arg(long)]
+        debug: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -116,8 +128,22 @@ fn run_verb(cli: Cli) -> Result<()> {
             let only = &only;
             run::test(&booter()?, run::Order { only, seed, debug })?;
         }
+        Verb::Soak {
+            minutes,
+            seed,
+            debug,
+        } => {
+            let seed = seed.unwrap_or_else(some_seed);
+            run::soak(&booter()?, Duration::from_secs(60 * minutes), seed, debug)?;
+        }
     }
     Ok(())
+}
+
+/// Short enough to be typed.
+fn some_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(1, |now| u64::from(now.subsec_micros()) + 1)
 }
 
 fn build_initrd(parts: &Parts) -> Result<PathBuf> {

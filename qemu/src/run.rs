@@ -181,12 +181,47 @@ fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Resul
             return Ok(());
         }
     };
-    let mut machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
-    machine.roomy = order.debug;
+    let machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
     let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
-    let mut run = tally.run(job.name);
+    run_machine(machine, limits, order.debug, job.name, tally)
+}
+
+fn run_machine(
+    mut machine: Machine,
+    limits: Limits,
+    debug: bool,
+    name: &str,
+    tally: &mut Tally,
+) -> Result<()> {
+    machine.roomy = debug;
+    let mut run = tally.run(name);
     let ending = guest::run(&machine, limits, |event| run.record(event))?;
     run.conclude(ending);
+    Ok(())
+}
+
+/// Random operations for `time`, on the debug tier's kernel if `debug`.
+pub fn soak(booter: &Booter, time: Duration, seed: u64, debug: bool) -> Result<()> {
+    println!(
+        "{} minutes from seed {seed}; SEED=N starts with the round that has seed N",
+        time.as_secs() / 60
+    );
+    let plan = vec![
+        "famfs.mode=test".to_owned(),
+        "famfs.name=soak".to_owned(),
+        "famfs.scenarios=soak".to_owned(),
+        format!("famfs.seed={seed}"),
+        format!("famfs.soak={}", time.as_secs()),
+    ];
+    let machine = booter.machine(&topology::PMEM2, &booter.kernel, "soak", plan)?;
+    let limits = Limits {
+        total: DEBUG_LIMITS.total + time,
+        ..DEBUG_LIMITS
+    };
+    let mut tally = Tally::default();
+    run_machine(machine, limits, debug, "soak", &mut tally)?;
+    println!("{}", tally.summary());
+    ensure!(tally.failed == 0, "the soak failed");
     Ok(())
 }
 

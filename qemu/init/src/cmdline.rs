@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The plan of a guest, as the harness wrote it into the kernel command line.
 
+use std::time::Duration;
+
 use anyhow::{bail, Context, Result};
 
 /// What the guest is booted for.
@@ -34,6 +36,8 @@ pub struct Plan {
     pub only: String,
     /// Where random input starts from.
     pub seed: u64,
+    /// How long the soak takes.
+    pub soak: Duration,
 }
 
 impl Plan {
@@ -76,6 +80,12 @@ impl Plan {
                 .unwrap_or("1")
                 .parse()
                 .context("famfs.seed")?,
+            soak: Duration::from_secs(
+                value("famfs.soak")
+                    .unwrap_or("0")
+                    .parse()
+                    .context("famfs.soak")?,
+            ),
         })
     }
 }

@@ -3,6 +3,7 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{anyhow, Result};
 
@@ -19,6 +20,8 @@ pub struct Guest {
     pub fast: bool,
     /// Where random input starts from.
     pub seed: u64,
+    /// How long the soak takes.
+    pub soak: Duration,
 }
 
 pub fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
         devices: dax::set_up(plan.memory)?,
         fast: plan.memory != Memory::Cxl,
         seed: plan.seed,
+        soak: plan.soak,
     };
     match plan.mode {
         Mode::Shell => shell::run(&guest),

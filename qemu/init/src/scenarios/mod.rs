@@ -24,6 +24,8 @@ mod poison;
 mod protocol;
 mod push;
 mod refusals;
+mod soak;
+mod soak_client;
 mod tool;
 mod wrong_use;
 
@@ -51,6 +53,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("poison", poison::TESTS),
     ("failslab", failslab::TESTS),
     ("cycles", cycles::TESTS),
+    ("soak", soak::TESTS),
 ];
 
 /// An error that says the test cannot be run here, and why.
