@@ -60,10 +60,14 @@ static long fake_direct_access(struct dax_device *dax_dev, pgoff_t pgoff,
 	struct famfs_fake_dax *dax;
 
 	dax = container_of(dev_dax, struct famfs_fake_dax, dev_dax);
-	if (dax->failure.len)
+	if (dax->failure.len) {
+		/* The caller does not expect to sleep, and is waited for. */
+		rcu_read_unlock();
 		dax_holder_notify_failure(dax_dev, dax->failure.offset,
 					  xchg(&dax->failure.len, 0),
 					  dax->failure.flags);
+		rcu_read_lock();
+	}
 	if (pgoff >= dax->pages || nr_pages > dax->pages - (long)pgoff)
 		return -EFAULT;
 	if (kaddr)

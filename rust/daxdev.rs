@@ -183,10 +183,6 @@ impl DaxState {
         self.health.load(Relaxed) == INTACT
     }
 
-    pub(crate) fn is_removed(&self) -> bool {
-        self.health.load(Relaxed) == REMOVED
-    }
-
     /// Number of bytes that may be accessed from `offset` on, of `len` that are there; at least 1.
     ///
     /// `EHWPOISON`: poisoned, or on a device with poison (policy `device`), unless that is found
@@ -294,5 +290,10 @@ impl Holder for DaxState {
             return Err(EOPNOTSUPP());
         }
         self.poison(failure.offset..end, failure)
+    }
+
+    #[inline]
+    fn is_removed(&self) -> bool {
+        self.health.load(Relaxed) == REMOVED
     }
 }

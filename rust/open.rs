@@ -25,6 +25,7 @@ use crate::{
     mount::Mount,
     provider::Famfs,
     sys::{
+        dax::Holder,
         errno::EADDRINUSE,
         inode::{
             Opcode,

@@ -4,13 +4,7 @@
 //!
 //! C header: `include/linux/dax.h`.
 
-use core::{
-    ops::Range,
-    ptr::{
-        self,
-        NonNull, //
-    }, //
-};
+use core::ptr::NonNull;
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -18,25 +12,18 @@ use kernel::{
     ffi,
     fs::file::LocalFile,
     global_lock,
-    iov::{
-        IovIterDest,
-        IovIterSource, //
-    },
-    page::{
-        PAGE_MASK,
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
     prelude::*,
-    sync::aref::ARef,
-    sync::Arc,
-    types::{
-        NotThreadSafe,
-        ScopeGuard, //
+    sync::{
+        aref::ARef,
+        Arc, //
     },
+    types::ScopeGuard, //
 };
 
-use super::bindings;
+use super::{
+    access::DaxAccess,
+    bindings, //
+};
 
 /// A memory failure, or the removal of a device, as its holder learns of it.
 #[derive(Clone, Copy)]
@@ -72,6 +59,9 @@ pub(crate) trait Holder: Send + Sync {
     ///
     /// May sleep. Called in a read-side section of `dax_srcu`: must not let go of the device.
     fn notify_failure(&self, failure: Failure) -> Result;
+
+    /// Whether it was told that the device goes away. Must not sleep.
+    fn is_removed(&self) -> bool;
 }
 
 struct Held {
@@ -232,10 +222,16 @@ impl DaxDevice {
             return Err(error);
         }
         // INVARIANT: `fs_dax_get` took a reference of its own, and made `holder` the holder.
-        Ok(HeldDaxDevice {
+        let held = HeldDaxDevice {
             dev: self.dev,
             holder,
-        })
+        };
+        // It looks at the driver first, and `kill_dax()` may have come in between, with nobody to
+        // notify.
+        if !held.is_alive() {
+            return Err(ENODEV);
+        }
+        Ok(held)
     }
 }
 
@@ -323,6 +319,19 @@ impl<T: Holder> HeldDaxDevice<T> {
         &self.holder
     }
 
+    /// Whether the device is alive, and its holder is still this one.
+    fn is_alive(&self) -> bool {
+        let _access = DaxAccess::new();
+        // SAFETY: `self.dev` is a reference to the device, in the section that is required.
+        unsafe { bindings::dax_alive(self.as_raw()) && self.is_holder() }
+    }
+
+    fn is_holder(&self) -> bool {
+        // SAFETY: `self.dev` is a reference to the device.
+        let holder = unsafe { bindings::dax_holder(self.as_raw()) };
+        holder.addr() == Arc::as_ptr(&self.holder).addr()
+    }
+
     /// The C device, valid as long as `self`.
     #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::dax_device {
@@ -333,186 +342,25 @@ impl<T: Holder> HeldDaxDevice<T> {
     pub(crate) fn is(&self, dev: &DaxDevice) -> bool {
         self.dev == dev.dev
     }
-
-    /// Makes the kernel use the pages in `range`, in bytes, again after they were poisoned; of the
-    /// ones that the device has.
-    ///
-    /// `mf_dax_kill_procs()` marks the first page of a DAX entry, whichever of its pages is
-    /// poisoned, so the range is extended to whole entries.
-    pub(crate) fn mark_good(&self, range: Range<u64>) {
-        const PMD: u64 = 2 << 20;
-        let mut offset = range.start & !(PMD - 1);
-        let end = range.end.checked_next_multiple_of(PMD).unwrap_or(u64::MAX);
-        while offset < end {
-            let access = DaxAccess::new();
-            let Ok(pfn) = access.pfn(self.as_raw(), offset) else {
-                return;
-            };
-            // SAFETY: `pfn` is that of a page of this device, which stays as long as `access`.
-            unsafe { bindings::famfs_mark_good(pfn) };
-            drop(access);
-            offset = offset.saturating_add(PAGE_SIZE as u64);
-        }
-    }
-
-    /// Number of bytes that can be reached at `offset`, at most `len`; both in bytes. An error if
-    /// they are not contiguous, or not all there.
-    pub(crate) fn probe(&self, offset: u64, len: u64) -> Result<u64> {
-        let pages = (len >> PAGE_SHIFT).min(isize::MAX as u64) as isize;
-        let access = DaxAccess::new();
-        let (_, pages) = access.translate(self.as_raw(), offset, pages)?;
-        Ok(pages << PAGE_SHIFT)
-    }
-
-    /// Copies memory from `offset` on to `iter`, at most `len` bytes, and returns how many.
-    ///
-    /// Fewer than asked for means that the memory is not contiguous, that it is poisoned, that the
-    /// destination can't be written, or that it was more than is copied in one step.
-    #[inline]
-    pub(crate) fn read(&self, offset: u64, len: u64, iter: &mut IovIterDest<'_>) -> Result<usize> {
-        let access = DaxAccess::new();
-        let (addr, len) = access.span(self.as_raw(), offset, len)?;
-        // SAFETY: `span` returned `len` bytes of memory, which stays as long as `access`. User
-        // space may change it meanwhile, and no reference to it is made. What is poisoned is
-        // detected by the copy.
-        Ok(unsafe { bindings::_copy_mc_to_iter(addr, len, iter.as_raw()) })
-    }
-
-    /// Copies at most `len` bytes from `iter` to memory from `offset` on, and returns how many.
-    ///
-    /// Fewer than asked for means that the memory is not contiguous, or that the source can't be
-    /// read.
-    #[inline]
-    pub(crate) fn write(
-        &self,
-        offset: u64,
-        len: u64,
-        iter: &mut IovIterSource<'_>,
-    ) -> Result<usize> {
-        let access = DaxAccess::new();
-        let (addr, len) = access.span(self.as_raw(), offset, len)?;
-        // SAFETY: `span` returned `len` bytes of memory, which stays as long as `access`. User
-        // space may change it meanwhile, and no reference to it is made.
-        Ok(unsafe { bindings::_copy_from_iter(addr, len, iter.as_raw()) })
-    }
 }
 
 impl<T: Holder> Drop for HeldDaxDevice<T> {
     fn drop(&mut self) {
         let cookie: *mut ffi::c_void = Arc::as_ptr(&self.holder).cast_mut().cast();
         let removed = forget(self.dev, cookie);
-        if !removed {
+        if !removed && self.is_holder() {
             // SAFETY: By the type invariant, and `drop` runs once.
             unsafe { bindings::fs_put_dax(self.dev.as_ptr(), cookie) };
             return;
         }
         // `kill_dax()` clears the holder after every reader of it is gone. To let it, instead of
         // clearing it here, leaves alone whoever becomes the next holder.
-        // SAFETY: `self.dev` is a reference to the device.
-        while unsafe { bindings::dax_holder(self.dev.as_ptr()) } == cookie {
+        while self.is_holder() {
             // SAFETY: No requirements; this context may sleep.
             unsafe { bindings::msleep(1) };
         }
         // SAFETY: By the type invariant there is a reference, and `drop` runs once.
         unsafe { bindings::put_dax(self.dev.as_ptr()) };
-    }
-}
-
-/// The most that is copied in one step, in bytes; between two of them a signal may end the copy.
-const STEP: u64 = 128 << 20;
-
-/// A section in which a device that is alive stays so.
-struct DaxAccess {
-    id: i32,
-    _not_send: NotThreadSafe,
-}
-
-impl DaxAccess {
-    #[inline]
-    fn new() -> Self {
-        Self {
-            // SAFETY: No requirements.
-            id: unsafe { bindings::dax_read_lock() },
-            _not_send: NotThreadSafe,
-        }
-    }
-
-    /// Address and number of the pages, at most `pages`, at `offset` bytes from the start of the
-    /// device.
-    #[inline]
-    fn translate(
-        &self,
-        dev: *mut bindings::dax_device,
-        offset: u64,
-        pages: isize,
-    ) -> Result<(*mut ffi::c_void, u64)> {
-        let mut addr = ptr::null_mut();
-        // SAFETY: Callers pass a device that they hold; `self` is the section that is required.
-        let n = unsafe {
-            bindings::dax_direct_access(
-                dev,
-                (offset >> PAGE_SHIFT) as usize,
-                pages,
-                bindings::dax_access_mode_DAX_ACCESS,
-                &mut addr,
-                ptr::null_mut(),
-            )
-        };
-        match u64::try_from(n) {
-            Ok(0) => Err(ERANGE),
-            Ok(n) => Ok((addr, n)),
-            Err(_) => Err(Error::from_errno(n as i32)),
-        }
-    }
-
-    /// Number of the page at `offset` bytes from the start of the device.
-    fn pfn(&self, dev: *mut bindings::dax_device, offset: u64) -> Result<usize> {
-        let mut pfn = 0;
-        // SAFETY: As in `translate`.
-        let n = unsafe {
-            bindings::dax_direct_access(
-                dev,
-                (offset >> PAGE_SHIFT) as usize,
-                1,
-                bindings::dax_access_mode_DAX_ACCESS,
-                ptr::null_mut(),
-                &mut pfn,
-            )
-        };
-        if n == 1 {
-            Ok(pfn)
-        } else {
-            Err(ERANGE)
-        }
-    }
-
-    /// Address and number of the bytes, at most `len`, at `offset`.
-    #[inline]
-    fn span(
-        &self,
-        dev: *mut bindings::dax_device,
-        offset: u64,
-        len: u64,
-    ) -> Result<(*mut ffi::c_void, usize)> {
-        let in_page = offset as usize & !PAGE_MASK;
-        let len = len.min(STEP) as usize;
-        let pages = in_page.wrapping_add(len).wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
-        let (addr, pages) = self.translate(dev, offset, pages as isize).or_else(|_| {
-            // A device of several ranges gives nothing across the border of two. Open saw that
-            // they are multiples of 2 MiB.
-            let rest = 512 - ((offset >> PAGE_SHIFT) & 511) as isize;
-            self.translate(dev, offset, rest.min(pages as isize))
-        })?;
-        let reach = ((pages as usize) << PAGE_SHIFT).wrapping_sub(in_page);
-        Ok((addr.wrapping_byte_add(in_page), len.min(reach)))
-    }
-}
-
-impl Drop for DaxAccess {
-    #[inline]
-    fn drop(&mut self) {
-        // SAFETY: `id` came from `dax_read_lock` on this thread.
-        unsafe { bindings::dax_read_unlock(self.id) };
     }
 }
 
@@ -543,7 +391,13 @@ unsafe extern "C" fn notify_failure(
         held.removed |= failure.is_removal();
         held.holder.clone()
     };
-    match holder.notify_failure(failure) {
+    let result = holder.notify_failure(failure);
+    if failure.is_removal() {
+        // The caller lets the device die next.
+        // SAFETY: No requirements; this context may sleep.
+        unsafe { bindings::synchronize_rcu() };
+    }
+    match result {
         Ok(()) => 0,
         Err(error) => error.to_errno(),
     }

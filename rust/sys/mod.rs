@@ -8,6 +8,7 @@
 //! C promises to call last, and every pair of calls (get and put, lock and unlock, add and delete)
 //! is a type with `Drop`.
 
+mod access;
 pub(crate) mod atomic;
 mod bindings;
 pub(crate) mod dax;
