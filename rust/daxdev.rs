@@ -36,7 +36,8 @@ use crate::{
         },
         inode::{
             ms_sleep,
-            FileRef, //
+            FileRef,
+            Pins, //
         },
         rmap::{
             Cursor,
@@ -246,10 +247,18 @@ impl DaxState {
             "daxdev {}: its driver goes away under a mount\n",
             self.index
         );
+        // First all files, so that none goes on while another one's pages are waited for.
         self.for_each_file(0..u64::MAX, |visit, file| {
             file.head.suspect();
             for range in file.head.ranges_on(file.words, self, visit.range()) {
-                visit.break_layout(range);
+                visit.unmap(&range);
+            }
+        });
+        let mut pins = Pins::new();
+        self.for_each_file(0..u64::MAX, |visit, file| {
+            file.head.suspect();
+            for range in file.head.ranges_on(file.words, self, visit.range()) {
+                visit.break_layout(&range, &mut pins);
             }
         });
     }

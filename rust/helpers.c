@@ -5,6 +5,7 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/cred.h>
+#include <linux/fs.h>
 #include <linux/fs_struct.h>
 #include <linux/interval_tree_generic.h>
 #include <linux/kdev_t.h>
@@ -12,7 +13,9 @@
 #include <linux/page-flags.h>
 #include <linux/printk.h>
 #include <linux/ratelimit.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/set_memory.h>
 
 #include "helpers.h"
@@ -61,6 +64,55 @@ void famfs_mark_good(unsigned long pfn)
 	ClearPageHWPoison(pfn_to_page(pfn));
 	clear_mce_nospec(pfn);
 	cond_resched();
+}
+
+static bool maps(struct mm_struct *mm, struct address_space *mapping,
+		 pgoff_t first, pgoff_t last)
+{
+	struct rb_node *node;
+
+	for (node = rb_first_cached(&mapping->i_mmap); node; node = rb_next(node)) {
+		struct vm_area_struct *vma =
+			rb_entry(node, struct vm_area_struct, shared.rb);
+
+		if (vma->vm_mm == mm && vma->vm_pgoff <= last &&
+		    vma->vm_pgoff + vma_pages(vma) > first)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Kill each process that maps a page of the range, but for init and those that
+ * are dying already. Returns how many.
+ */
+unsigned int famfs_kill_mappers(struct address_space *mapping,
+				unsigned long first, unsigned long last)
+{
+	struct task_struct *process, *thread;
+	unsigned int killed = 0;
+
+	i_mmap_lock_read(mapping);
+	rcu_read_lock();
+	for_each_process(process) {
+		if (is_global_init(process) || process->flags & PF_KTHREAD)
+			continue;
+		for_each_thread(process, thread) {
+			struct mm_struct *mm = READ_ONCE(thread->mm);
+
+			if (!mm)
+				continue;
+			if (!fatal_signal_pending(thread) &&
+			    maps(mm, mapping, first, last)) {
+				send_sig(SIGKILL, thread, 1);
+				killed++;
+			}
+			break;
+		}
+	}
+	rcu_read_unlock();
+	i_mmap_unlock_read(mapping);
+	return killed;
 }
 
 void famfs_vma_set_hugepage(struct vm_area_struct *vma)

@@ -8,6 +8,7 @@
 #include <linux/rbtree.h>
 #include <linux/types.h>
 
+struct address_space;
 struct cred;
 struct path;
 struct vm_area_struct;
@@ -35,6 +36,8 @@ struct famfs_rmap_node *famfs_rmap_next(struct famfs_rmap_node *node, u64 start,
 
 const struct cred *famfs_current_cred(void);
 void famfs_current_root(struct path *root);
+unsigned int famfs_kill_mappers(struct address_space *mapping,
+				unsigned long first, unsigned long last);
 void famfs_mark_good(unsigned long pfn);
 void famfs_vma_set_hugepage(struct vm_area_struct *vma);
 void famfs_warn_failure(u16 index, u64 offset, u64 len);

@@ -224,7 +224,7 @@ fn why(error: Error) -> &'static str {
         ENXIO => "no driver is bound to it",
         ENODEV => "not a dax device, or gone",
         ENOENT => "no such file, or not in the dentry cache",
-        EBUSY => "held by another file system",
+        EBUSY => "in use by another mount or file system, unmount that first",
         _ if error == EOPNOTSUPP() => "not in fsdev mode",
         _ => "can't be had",
     }

@@ -45,12 +45,11 @@ impl<T: Holder> HeldDaxDevice<T> {
         let end = range.end.checked_next_multiple_of(PMD).unwrap_or(u64::MAX);
         while offset < end {
             let access = DaxAccess::new();
-            let mut pfn = 0;
-            let Ok(_) = access.look_up(self, offset, 1, ptr::null_mut(), &mut pfn) else {
+            let Ok(found) = access.look_up(self, offset, 1) else {
                 return;
             };
-            // SAFETY: `pfn` is that of a page of this device, which stays as long as `access`.
-            unsafe { bindings::famfs_mark_good(pfn) };
+            // SAFETY: This is a page of the device, which stays as long as `access`.
+            unsafe { bindings::famfs_mark_good(found.pfn) };
             drop(access);
             offset = offset.saturating_add(PAGE_SIZE as u64);
         }
@@ -61,8 +60,8 @@ impl<T: Holder> HeldDaxDevice<T> {
     pub(crate) fn probe(&self, offset: u64, len: u64) -> Result<u64> {
         let pages = (len >> PAGE_SHIFT).min(isize::MAX as u64) as isize;
         let access = DaxAccess::new();
-        let (_, pages) = access.translate(self, offset, pages)?;
-        Ok(pages << PAGE_SHIFT)
+        let found = access.look_up(self, offset, pages)?;
+        Ok(found.pages << PAGE_SHIFT)
     }
 
     /// Copies memory from `offset` on to `iter`, at most `len` bytes, and returns how many.
@@ -101,6 +100,14 @@ impl<T: Holder> HeldDaxDevice<T> {
 /// The most that is copied in one step, in bytes; between two of them a signal may end the copy.
 const STEP: u64 = 128 << 20;
 
+/// Contiguous pages of a device.
+struct Found {
+    addr: *mut ffi::c_void,
+    /// The number of the first one.
+    pfn: usize,
+    pages: u64,
+}
+
 /// A section in which a device that is alive stays so.
 pub(super) struct DaxAccess {
     id: i32,
@@ -117,51 +124,35 @@ impl DaxAccess {
         }
     }
 
-    /// Address and number of the pages, at most `pages`, at `offset` bytes from the start of the
-    /// device.
-    #[inline]
-    fn translate<T: Holder>(
-        &self,
-        held: &HeldDaxDevice<T>,
-        offset: u64,
-        pages: isize,
-    ) -> Result<(*mut ffi::c_void, u64)> {
-        let mut addr = ptr::null_mut();
-        let n = self.look_up(held, offset, pages, &mut addr, ptr::null_mut())?;
-        Ok((addr, n))
-    }
-
-    /// As `dax_direct_access()`, which see for `addr` and `pfn`.
+    /// The pages, at most `pages`, at `offset` bytes from the start of the device.
     #[inline]
     fn look_up<T: Holder>(
         &self,
         held: &HeldDaxDevice<T>,
         offset: u64,
         pages: isize,
-        addr: *mut *mut ffi::c_void,
-        pfn: *mut usize,
-    ) -> Result<u64> {
+    ) -> Result<Found> {
+        let (mut addr, mut pfn) = (ptr::null_mut(), 0);
         // The device must not die in here: fsdev_dax looks for it a second time, and follows what
         // it finds. `notify_failure` waits for such sections.
         let _rcu = rcu::read_lock();
         if held.holder().is_removed() {
             return Err(ENXIO);
         }
-        // SAFETY: The device is held; `self` is the section that is required. Callers pass null
-        // pointers, or what may be written.
+        // SAFETY: The device is held; `self` is the section that is required.
         let n = unsafe {
             bindings::dax_direct_access(
                 held.as_raw(),
                 (offset >> PAGE_SHIFT) as usize,
                 pages,
                 bindings::dax_access_mode_DAX_ACCESS,
-                addr,
-                pfn,
+                &mut addr,
+                &mut pfn,
             )
         };
         match u64::try_from(n) {
             Ok(0) => Err(ERANGE),
-            Ok(n) => Ok(n),
+            Ok(pages) => Ok(Found { addr, pfn, pages }),
             Err(_) => Err(Error::from_errno(n as i32)),
         }
     }
@@ -177,14 +168,14 @@ impl DaxAccess {
         let in_page = offset as usize & !PAGE_MASK;
         let len = len.min(STEP) as usize;
         let pages = in_page.wrapping_add(len).wrapping_add(PAGE_SIZE - 1) >> PAGE_SHIFT;
-        let (addr, pages) = self.translate(held, offset, pages as isize).or_else(|_| {
+        let found = self.look_up(held, offset, pages as isize).or_else(|_| {
             // A device of several ranges gives nothing across the border of two. Open saw that
             // they are multiples of 2 MiB.
             let rest = 512 - ((offset >> PAGE_SHIFT) & 511) as isize;
-            self.translate(held, offset, rest.min(pages as isize))
+            self.look_up(held, offset, rest.min(pages as isize))
         })?;
-        let reach = ((pages as usize) << PAGE_SHIFT).wrapping_sub(in_page);
-        Ok((addr.wrapping_byte_add(in_page), len.min(reach)))
+        let reach = ((found.pages as usize) << PAGE_SHIFT).wrapping_sub(in_page);
+        Ok((found.addr.wrapping_byte_add(in_page), len.min(reach)))
     }
 }
 

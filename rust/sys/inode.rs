@@ -273,49 +273,95 @@ impl<P: FmapProvider> Visit<'_, P> {
         result
     }
 
+    /// Takes the pages in `range`, in bytes of the file and not empty, out of every address space.
+    ///
+    /// Faults in the range must fail by now; those that began before may still map their page.
+    pub(crate) fn unmap(&self, range: &Range<u64>) {
+        self.find_busy(range);
+    }
+
+    /// As [`unmap`](Self::unmap), and says whether a page there is in use.
+    fn find_busy(&self, range: &Range<u64>) -> bool {
+        let (first, last) = bounds(range);
+        // SAFETY: The inode and its mapping are valid.
+        !unsafe { bindings::dax_layout_busy_page_range(self.mapping(), first, last) }.is_null()
+    }
+
     /// Takes the pages in `range`, in bytes of the file and not empty, out of every address space,
     /// and away from fs/dax.c. Waits for pages that are pinned, however long that takes: their
-    /// memory must not go.
+    /// memory must not go. When `pins` has lost its patience, whoever maps them is killed.
     ///
     /// Faults in the range must fail by now. If they don't, fs/dax.c warns, and the memory stays in
     /// use.
-    pub(crate) fn break_layout(&self, range: Range<u64>) {
-        let (first, last) = (range.start as i64, range.end.saturating_sub(1) as i64);
-        let mut pins = Pins::default();
+    pub(crate) fn break_layout(&self, range: &Range<u64>, pins: &mut Pins) {
+        let (first, last) = bounds(range);
+        let mut wait = || {
+            if pins.wait() {
+                self.kill_mappers(range, pins.waited);
+            }
+        };
         // A fault that began before may still insert its page, with the entry locked: this walk
         // waits for such locks. Only then is it true that no page gets mapped any more, which is
         // what the second loop relies on.
-        // SAFETY: The inode and its mapping are valid.
-        while !unsafe { bindings::dax_layout_busy_page_range(self.mapping(), first, last) }
-            .is_null()
-        {
-            pins.wait();
+        while self.find_busy(range) {
+            wait();
         }
-        // SAFETY: As above; without a callback it doesn't wait.
+        // SAFETY: The inode is valid; without a callback this doesn't wait.
         while unsafe { bindings::dax_break_layout(self.inode().as_ptr(), first, last, None) } != 0 {
-            pins.wait();
+            wait();
         }
+    }
+
+    /// Kills the processes that have a byte of `range` mapped: most pins end with who made them.
+    fn kill_mappers(&self, range: &Range<u64>, waited: u32) {
+        let (first, last) = bounds(range);
+        // SAFETY: The inode and its mapping are valid.
+        let (killed, ino) = unsafe {
+            let first = (first >> PAGE_SHIFT) as usize;
+            let last = (last >> PAGE_SHIFT) as usize;
+            (
+                bindings::famfs_kill_mappers(self.mapping(), first, last),
+                (*self.inode().as_ptr()).i_ino,
+            )
+        };
+        pr_warn!(
+            "inode {ino}: pages are pinned for {} s, so their device can't go; processes killed: {killed}\n",
+            waited / 1000
+        );
     }
 }
 
+/// First and last byte of a range that is not empty.
+fn bounds(range: &Range<u64>) -> (i64, i64) {
+    (range.start as i64, range.end.saturating_sub(1) as i64)
+}
+
 /// Waiting for pages that somebody pinned, by O_DIRECT, io_uring or a pipe.
-#[derive(Default)]
-struct Pins {
+pub(crate) struct Pins {
     /// Milliseconds waited.
     waited: u32,
+    /// As many make it lose its patience, the first time or again.
+    patience: u32,
 }
 
 impl Pins {
-    fn wait(&mut self) {
-        const PATIENCE: u32 = 10_000;
+    pub(crate) fn new() -> Self {
+        Self {
+            waited: 0,
+            patience: 10_000,
+        }
+    }
 
+    /// Waits a little, and says whether patience is lost by that.
+    fn wait(&mut self) -> bool {
         let pause = self.waited.clamp(1, 100);
         ms_sleep(pause);
-        let before = self.waited;
-        self.waited = before.saturating_add(pause);
-        if before < PATIENCE && self.waited >= PATIENCE {
-            pr_warn!("a device can't be let go: pages of a file there are pinned\n");
+        self.waited = self.waited.saturating_add(pause);
+        let lost = self.waited >= self.patience;
+        if lost {
+            self.patience = self.patience.saturating_mul(2);
         }
+        lost
     }
 }
 
