@@ -50,6 +50,8 @@ pub mod fattr {
 
 /// OPEN reply: keep what the kernel has cached of the file. Without it each open would zap all its mappings.
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// OPEN reply: to close the file is no request that is waited for.
+pub const FOPEN_NOFLUSH: u32 = 1 << 5;
 /// OPENDIR reply: the kernel may cache the directory.
 pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
 

@@ -91,6 +91,7 @@ fn constants() -> String {
         ("FATTR_MTIME_NOW", u64::from(fattr::MTIME_NOW)),
         ("FATTR_CTIME", u64::from(fattr::CTIME)),
         ("FOPEN_KEEP_CACHE", u64::from(FOPEN_KEEP_CACHE)),
+        ("FOPEN_NOFLUSH", u64::from(FOPEN_NOFLUSH)),
         ("FOPEN_CACHE_DIR", u64::from(FOPEN_CACHE_DIR)),
         ("FUSE_NOTIFY_INVAL_INODE", NOTIFY_INVAL_INODE as u64),
     ];

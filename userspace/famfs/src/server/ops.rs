@@ -9,6 +9,7 @@ use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard
 use famfs_fmap::Policy;
 use famfs_fuse::abi::{
     AttrOut, EntryOut, InHeader, Kstatfs, OpenIn, OpenOut, ReadIn, SetattrIn, FOPEN_KEEP_CACHE,
+    FOPEN_NOFLUSH,
 };
 use famfs_fuse::reply::{Directory, Payload};
 use famfs_fuse::request::Malformed;
@@ -228,14 +229,15 @@ impl Server {
     }
 }
 
-/// A file keeps what the kernel has cached of it from one open to the next. O_TRUNC comes only from a kernel that
+/// A file keeps what the kernel has cached of it from one open to the next, and nothing of it is flushed: who closes a
+/// file, or is killed, need not wait for a server that hangs. O_TRUNC comes only from a kernel that
 /// should have refused it itself: a file never changes its size.
 fn open(request: &OpenIn) -> Answer {
     if request.flags & OFlags::TRUNC.bits() != 0 {
         return Err(Errno::PERM);
     }
     Ok((&OpenOut {
-        open_flags: FOPEN_KEEP_CACHE,
+        open_flags: FOPEN_KEEP_CACHE | FOPEN_NOFLUSH,
         ..OpenOut::default()
     })
         .into())

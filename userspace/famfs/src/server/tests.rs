@@ -10,7 +10,7 @@ use std::thread;
 use famfs_fmap::Policy;
 use famfs_fuse::abi::{
     AttrOut, EntryOut, GetxattrIn, InHeader, OpenOut, OutHeader, ReadIn, SetattrIn,
-    FOPEN_KEEP_CACHE,
+    FOPEN_KEEP_CACHE, FOPEN_NOFLUSH,
 };
 use famfs_fuse::{DevFuse, Errno, Opcode};
 use famfs_media::{Replay, Superblock};
@@ -195,13 +195,13 @@ fn attributes_change_in_memory_and_sizes_never() {
 }
 
 #[test]
-fn opens_keep_the_mappings() {
+fn opens_keep_the_mappings_and_flush_nothing() {
     let reply = Kernel::new()
         .call(Opcode::Open, FIRST_ENTRY + 2, 0, &[0; 8])
         .unwrap();
     assert_eq!(
         OpenOut::read_from_bytes(&reply).unwrap().open_flags,
-        FOPEN_KEEP_CACHE
+        FOPEN_KEEP_CACHE | FOPEN_NOFLUSH
     );
 }
 

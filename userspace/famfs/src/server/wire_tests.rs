@@ -38,8 +38,8 @@ fn expect(name: &str) -> Expect {
         "getattr_one" | "setattr_mode" | "setattr_uidgid" | "setattr_atime" | "setattr_mtime" => {
             Expect::But(ATTR)
         }
-        // File handle, and KEEP_CACHE instead of PARALLEL_DIRECT_WRITES: there is no page cache to bypass, and an
-        // open without it would zap the mappings there are.
+        // File handle, and KEEP_CACHE and NOFLUSH instead of PARALLEL_DIRECT_WRITES: there is no page cache to bypass,
+        // an open without the one would zap the mappings there are, a close without the other is a request.
         "open_one" | "open_one_odirect" => Expect::But(&[(16, 28)]),
         // The file handle, upstream's being an address.
         "opendir" => Expect::But(&[(16, 24)]),
