@@ -98,7 +98,7 @@ const JOBS: &[Job] = &[
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
-            "module,contents,protocol,push,refusals,hostile,faults,lifetime,tool,hosts,striped,wrong_use,failure,poison",
+            "module,contents,protocol,push,refusals,hostile,faults,lifetime,teardown,removal,pins,tool,hosts,striped,wrong_use,failure,poison",
         kind: Kind::Tests,
     },
     Job {
@@ -110,7 +110,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "cxl",
         topology: &topology::CXL,
-        scenarios: "contents,tool,poison",
+        scenarios: "contents,tool,poison,removal_cxl",
         kind: Kind::Tests,
     },
     Job {

@@ -71,17 +71,34 @@ impl DaxDev {
         Driver::ALL.into_iter().find(|driver| driver.name() == name)
     }
 
+    /// The device that it is part of, and so on up to the root, by their names.
+    pub fn parents(&self) -> Result<Vec<String>> {
+        let path = fs::canonicalize(format!("{BUS}/devices/{}", self.name))
+            .with_context(|| self.name.clone())?;
+        let names = path.ancestors().skip(1).filter_map(|path| path.file_name());
+        Ok(names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect())
+    }
+
+    /// Unbinds the device from its driver, if it has one.
+    pub fn unbind(&self) -> Result<()> {
+        let Some(old) = self.driver() else {
+            return Ok(());
+        };
+        let folder = PathBuf::from(BUS).join("drivers").join(old.name());
+        fs::write(folder.join("unbind"), &self.name)
+            .with_context(|| format!("unbind {} from {old:?}", self.name))?;
+        fs::write(folder.join("remove_id"), &self.name).ok();
+        Ok(())
+    }
+
     /// Unbinds the device from its driver and binds it to `driver`.
     pub fn bind(&self, driver: Driver) -> Result<()> {
         if self.driver() == Some(driver) {
             return Ok(());
         }
-        if let Some(old) = self.driver() {
-            let folder = PathBuf::from(BUS).join("drivers").join(old.name());
-            fs::write(folder.join("unbind"), &self.name)
-                .with_context(|| format!("unbind {} from {old:?}", self.name))?;
-            fs::write(folder.join("remove_id"), &self.name).ok();
-        }
+        self.unbind()?;
         let folder = PathBuf::from(BUS).join("drivers").join(driver.name());
         fs::write(folder.join("new_id"), &self.name)
             .with_context(|| format!("bind {} to {driver:?}", self.name))?;
@@ -120,20 +137,7 @@ pub fn set_up(memory: Memory) -> Result<Vec<DaxDev>> {
             count
         }
         Memory::Cxl => {
-            run(
-                "cxl",
-                &[
-                    "create-region",
-                    "-m",
-                    "-t",
-                    "ram",
-                    "-d",
-                    "decoder0.0",
-                    "-w",
-                    "1",
-                    "mem0",
-                ],
-            )?;
+            create_cxl_region()?;
             1
         }
     };
@@ -142,6 +146,12 @@ pub fn set_up(memory: Memory) -> Result<Vec<DaxDev>> {
         device.bind(Driver::Devdax)?;
     }
     Ok(devices)
+}
+
+/// One region over one CXL memory device.
+pub fn create_cxl_region() -> Result<()> {
+    let args = "create-region -m -t ram -d decoder0.0 -w 1 mem0";
+    run("cxl", &args.split(' ').collect::<Vec<_>>())
 }
 
 /// The CXL region's name, size and target, for the demo.
@@ -167,7 +177,8 @@ pub fn list() -> Result<Vec<DaxDev>> {
     Ok(names.into_iter().map(|name| DaxDev { name }).collect())
 }
 
-fn wait_for(expected: usize) -> Result<Vec<DaxDev>> {
+/// Waits until there are so many dax devices, each with a driver.
+pub fn wait_for(expected: usize) -> Result<Vec<DaxDev>> {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let devices = list()?;
@@ -181,7 +192,7 @@ fn wait_for(expected: usize) -> Result<Vec<DaxDev>> {
     }
 }
 
-fn run(program: &str, args: &[&str]) -> Result<()> {
+pub fn run(program: &str, args: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .args(args)
         .stdin(Stdio::null())

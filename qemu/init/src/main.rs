@@ -17,6 +17,7 @@ mod runner;
 mod scenarios;
 mod server;
 mod shell;
+mod stopping;
 mod sys;
 mod tool;
 mod wire;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     match args.next().as_deref() {
         Some("run") => runner::main(),
         Some("probe") => probe::child_main(),
+        Some("serve") => stopping::child_main(args),
         Some("without-rawio") => tool::exec_without_rawio(args),
         Some("offered") => match scenarios::is_offered() {
             Ok(offered) => ExitCode::from(u8::from(!offered)),

@@ -2,7 +2,9 @@
 //! Kernel modules: load, unload, is it there.
 
 use std::ffi::{CStr, CString};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -39,4 +41,38 @@ pub fn ensure_famfs() -> Result<()> {
         return Ok(());
     }
     insmod(FAMFS)?.context("insmod famfs.ko")
+}
+
+/// The kernel's messages from now on.
+pub struct KernelLog(File);
+
+impl KernelLog {
+    pub fn open() -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg")
+            .context("/dev/kmsg")?;
+        let mut log = Self(file);
+        log.new_lines();
+        Ok(log)
+    }
+
+    /// Those since the last call, without their prefixes.
+    pub fn new_lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut buffer = [0; 8192];
+        loop {
+            match self.0.read(&mut buffer) {
+                Ok(len) => {
+                    let text = String::from_utf8_lossy(&buffer[..len]);
+                    let message = text.split_once(';').map_or("", |(_, message)| message);
+                    lines.push(message.lines().next().unwrap_or("").to_owned());
+                }
+                // EPIPE: old records were overwritten, go on with the next.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => (),
+                Err(_) => return lines,
+            }
+        }
+    }
 }

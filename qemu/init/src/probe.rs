@@ -3,7 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
@@ -12,7 +13,7 @@ use rustix::process::{
     set_machine_check_memory_corruption_kill_policy, MachineCheckMemoryCorruptionKillPolicy,
 };
 
-use crate::sys::{report_sigbus, Kind, Mapping};
+use crate::sys::{report_sigbus, scan_pages_of, Kind, Mapping};
 
 /// What a command came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +35,16 @@ pub struct Probe {
 
 impl Probe {
     pub fn start() -> Result<Self> {
-        let mut child = Command::new("/init")
+        Self::start_by(&mut Command::new("/init"))
+    }
+
+    /// In a mount namespace of its own.
+    pub fn start_apart() -> Result<Self> {
+        Self::start_by(Command::new("busybox").args(["unshare", "-m", "/init"]))
+    }
+
+    fn start_by(command: &mut Command) -> Result<Self> {
+        let mut child = command
             .arg("probe")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -60,17 +70,28 @@ impl Probe {
 
     /// Opens the file and maps `len` bytes of it; the reply's value is the address.
     pub fn map(&mut self, path: &str, len: u64, kind: Kind) -> Result<Reply> {
+        self.start_map(path, len, kind)?;
+        self.answer()
+    }
+
+    /// As [`map`](Self::map), but whoever calls it asks for the answer.
+    pub fn start_map(&mut self, path: &str, len: u64, kind: Kind) -> Result<()> {
         let kind = match kind {
             Kind::SharedRead => "r",
             Kind::SharedWrite => "w",
             Kind::Private => "p",
         };
-        self.ask(&format!("map {path} {len} {kind}"))
+        self.tell(&format!("map {path} {len} {kind}"))
     }
 
     /// Reads one byte of the mapping.
     pub fn get(&mut self, at: u64) -> Result<Reply> {
         self.ask(&format!("get {at}"))
+    }
+
+    /// Reads a byte of each page of the mapping.
+    pub fn touch(&mut self) -> Result<Reply> {
+        self.ask("touch")
     }
 
     /// Writes one byte of the mapping.
@@ -88,11 +109,6 @@ impl Probe {
         self.ask("early")
     }
 
-    /// Waits for a signal that no command has caused.
-    pub fn wait_for_signal(&mut self) -> Result<Reply> {
-        self.answer_to("waiting")
-    }
-
     /// Reads from the mapped file by pread; the reply's value is the number of bytes.
     pub fn pread(&mut self, at: u64, len: u64) -> Result<Reply> {
         self.ask(&format!("pread {at} {len}"))
@@ -103,13 +119,70 @@ impl Probe {
         self.ask(&format!("pwrite {at} {len}"))
     }
 
-    fn ask(&mut self, command: &str) -> Result<Reply> {
-        // A probe that was killed is found out by its empty answer.
-        let _ = writeln!(self.stdin, "{command}");
-        self.answer_to(command)
+    /// Drops the mapping; the file stays open.
+    pub fn unmap(&mut self) -> Result<Reply> {
+        self.ask("unmap")
     }
 
-    fn answer_to(&mut self, command: &str) -> Result<Reply> {
+    /// Closes the file as well.
+    pub fn close(&mut self) -> Result<Reply> {
+        self.ask("close")
+    }
+
+    /// Puts a page of the mapping into a pipe of its own, by reference.
+    pub fn splice(&mut self, at: u64) -> Result<Reply> {
+        self.ask(&format!("splice {at}"))
+    }
+
+    /// Drops that pipe.
+    pub fn drain(&mut self) -> Result<Reply> {
+        self.ask("drain")
+    }
+
+    /// Registers `len` bytes of the mapping as a fixed buffer of io_uring.
+    pub fn register(&mut self, at: u64, len: u64) -> Result<Reply> {
+        self.ask(&format!("register {at} {len}"))
+    }
+
+    /// Begins to read a page from `path` into the mapping with O_DIRECT.
+    pub fn start_direct_read(&mut self, path: &str, at: u64) -> Result<()> {
+        self.tell(&format!("direct {path} {at}"))
+    }
+
+    /// Reads, writes or touches all of the file, over and over until that fails. Returns after the first round; the
+    /// answer is why it ended.
+    pub fn hammer(&mut self, what: &str) -> Result<()> {
+        let first = self.ask(&format!("hammer {what}"))?;
+        ensure!(first == Reply::Value(0), "hammer {what}: {first:?}");
+        Ok(())
+    }
+
+    /// Bytes that are present in `len` bytes from `address` on, by the page tables and by smaps.
+    pub fn present(&self, address: u64, len: u64) -> Result<(u64, u64)> {
+        let pid = self.pid();
+        let regions = scan_pages_of(&pid.to_string(), address, len)?;
+        let mapped = regions.iter().map(|region| region.end - region.start).sum();
+        let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+        let rss = smaps
+            .split_once(&format!("{address:08x}-"))
+            .and_then(|(_, rest)| rest.split_once("Rss:"))
+            .and_then(|(_, rest)| rest.split_ascii_whitespace().next()?.parse::<u64>().ok());
+        Ok((mapped, rss.context("no Rss in smaps")? << 10))
+    }
+
+    fn tell(&mut self, command: &str) -> Result<()> {
+        // A probe that was killed is found out by its empty answer.
+        let _ = writeln!(self.stdin, "{command}");
+        Ok(())
+    }
+
+    fn ask(&mut self, command: &str) -> Result<Reply> {
+        self.tell(command)?;
+        self.answer().with_context(|| command.to_owned())
+    }
+
+    /// The answer to what was asked without waiting for it, or a signal that no command has caused.
+    pub fn answer(&mut self) -> Result<Reply> {
         let mut answer = String::new();
         self.stdout.read_line(&mut answer)?;
         let words: Vec<&str> = answer.split_ascii_whitespace().collect();
@@ -125,10 +198,10 @@ impl Probe {
                 Reply::Killed(
                     status
                         .signal()
-                        .with_context(|| format!("the probe ended with {status} at {command:?}"))?,
+                        .with_context(|| format!("the probe ended with {status}"))?,
                 )
             }
-            _ => bail!("the probe answered {answer:?} to {command:?}"),
+            _ => bail!("the probe answered {answer:?}"),
         })
     }
 }
@@ -160,6 +233,8 @@ pub fn child_main() -> ExitCode {
 struct State {
     file: Option<File>,
     mapping: Option<Mapping>,
+    pipe: Option<(OwnedFd, OwnedFd)>,
+    ring: Option<OwnedFd>,
 }
 
 impl State {
@@ -168,23 +243,54 @@ impl State {
         if let ["map", path, len, kind] = words[..] {
             return Ok(self.map(path, len.parse()?, kind));
         }
-        if words == ["early"] {
-            let early = Some(MachineCheckMemoryCorruptionKillPolicy::Early);
-            let set = set_machine_check_memory_corruption_kill_policy(early);
-            return Ok(set.map(|()| 0).map_err(Into::into));
+        match words[..] {
+            ["unmap"] => return Ok(Ok(self.mapping.take().map_or(0, |_| 0))),
+            ["close"] => {
+                (self.file, self.mapping) = (None, None);
+                return Ok(Ok(0));
+            }
+            ["drain"] => return Ok(Ok(self.pipe.take().map_or(0, |_| 0))),
+            ["early"] => {
+                let early = Some(MachineCheckMemoryCorruptionKillPolicy::Early);
+                let set = set_machine_check_memory_corruption_kill_policy(early);
+                return Ok(set.map(|()| 0).map_err(Into::into));
+            }
+            _ => (),
         }
         let file = self.file.as_ref().context("no file")?;
+        if let ["pread", at, len] = words[..] {
+            let count = file.read_at(&mut vec![0; len.parse()?], at.parse()?);
+            return Ok(count.map(|count| count as u64));
+        }
         let mapping = self.mapping.as_ref().context("no mapping")?;
         Ok(match words[..] {
+            ["splice", at] => {
+                let (_, into) = self.pipe.insert(rustix::pipe::pipe()?);
+                let count = mapping.vmsplice(at.parse()?, 4096, into);
+                count.map(|count| count as u64)
+            }
+            ["register", at, len] => mapping.register(at.parse()?, len.parse()?).map(|ring| {
+                self.ring = Some(ring);
+                0
+            }),
+            ["direct", path, at] => {
+                let mut options = OpenOptions::new();
+                options.read(true).custom_flags(libc::O_DIRECT);
+                let from = options.open(path)?;
+                let count = mapping.read_from(&from, at.parse()?, 4096);
+                count.map(|count| count as u64)
+            }
+            ["hammer", what] => Err(hammer(file, mapping, what)),
             ["get", at] => Ok(u64::from(mapping.byte(at.parse()?))),
+            ["touch"] => {
+                touch(mapping);
+                Ok(0)
+            }
             ["set", at, value] => {
                 mapping.set_byte(at.parse()?, value.parse()?);
                 Ok(0)
             }
             ["poison", at] => mapping.poison(at.parse()?).map(|()| 0),
-            ["pread", at, len] => file
-                .read_at(&mut vec![0; len.parse()?], at.parse()?)
-                .map(|count| count as u64),
             ["pwrite", at, len] => file
                 .write_at(&vec![0; len.parse()?], at.parse()?)
                 .map(|count| count as u64),
@@ -206,6 +312,37 @@ impl State {
         let address = mapping.address() as u64;
         (self.file, self.mapping) = (Some(file), Some(mapping));
         Ok(address)
+    }
+}
+
+fn touch(mapping: &Mapping) {
+    for at in (0..mapping.len()).step_by(4096) {
+        mapping.byte(at);
+    }
+}
+
+/// Only a failure ends it.
+fn hammer(file: &File, mapping: &Mapping, what: &str) -> std::io::Error {
+    let mut bytes = vec![0; mapping.len()];
+    let mut first = true;
+    loop {
+        let done = match what {
+            "read" => file.read_exact_at(&mut bytes, 0),
+            // What is there already.
+            "write" => file
+                .read_exact_at(&mut bytes, 0)
+                .and_then(|()| file.write_all_at(&bytes, 0)),
+            _ => {
+                touch(mapping);
+                mapping.drop_entries(0, mapping.len())
+            }
+        };
+        if let Err(error) = done {
+            return error;
+        }
+        if std::mem::take(&mut first) {
+            println!("value 0");
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
+use rustix::process::{getpid, kill_process, Signal};
 
 use crate::fmap::{self, Fmap};
 use crate::sys::daxdev_open;
@@ -22,8 +23,12 @@ const ROOT: u64 = 1;
 const FIRST_FILE: u64 = 2;
 const S_IFDIR: u32 = 0o040000;
 const S_IFREG: u32 = 0o100000;
-/// What upstream's server answers.
-const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
+/// FOPEN_PARALLEL_DIRECT_WRITES, as upstream's server answers, and FOPEN_NOFLUSH, as ours: who closes a file of a server
+/// that hangs would wait for it.
+const OPEN_FLAGS: u32 = 1 << 6 | 1 << 5;
+
+/// What a file is full of whose server stops at READ.
+pub const PLAIN_BYTE: u8 = 0xa5;
 
 /// A reply's body, or an errno.
 #[derive(Clone, Debug)]
@@ -70,6 +75,8 @@ pub struct Serve {
     pub plain: bool,
     /// Accepts FUSE_ATOMIC_O_TRUNC, as upstream's server does.
     pub atomic_trunc: bool,
+    /// Its process stops when it has the first such request, before it answers; of LOOKUP the first for a file.
+    pub stop_at: Option<u32>,
 }
 
 impl Serve {
@@ -265,14 +272,23 @@ impl TestFs {
 
     /// The result of a plain umount.
     pub fn umount(&mut self) -> rustix::io::Result<()> {
-        unmount(self.dir.as_str(), UnmountFlags::empty())?;
+        self.umount_with(UnmountFlags::empty())
+    }
+
+    /// Unmounts on another thread.
+    pub fn start_umount(&mut self) -> std::thread::JoinHandle<Result<()>> {
         self.mounted = false;
-        Ok(())
+        let dir = self.dir.clone();
+        std::thread::spawn(move || Ok(unmount(dir.as_str(), UnmountFlags::empty())?))
     }
 
     /// `umount -l`
     pub fn umount_lazily(&mut self) -> rustix::io::Result<()> {
-        unmount(self.dir.as_str(), UnmountFlags::DETACH)?;
+        self.umount_with(UnmountFlags::DETACH)
+    }
+
+    pub fn umount_with(&mut self, flags: UnmountFlags) -> rustix::io::Result<()> {
+        unmount(self.dir.as_str(), flags)?;
         self.mounted = false;
         Ok(())
     }
@@ -290,8 +306,14 @@ impl Drop for TestFs {
     }
 }
 
+/// Serves on this thread, without anybody counting.
+pub fn serve(dev: File, serve: &Serve) {
+    serve_until_unmounted(dev, serve, &Mutex::default());
+}
+
 fn serve_until_unmounted(mut dev: File, serve: &Serve, seen: &Mutex<Seen>) {
     let mut buffer = vec![0; (1 << 20) + 4096];
+    let mut stop_at = serve.stop_at;
     loop {
         let len = match dev.read(&mut buffer) {
             Ok(len) => len,
@@ -310,6 +332,13 @@ fn serve_until_unmounted(mut dev: File, serve: &Serve, seen: &Mutex<Seen>) {
             continue;
         };
         note(&request, seen);
+        let known = |file: &ServedFile| file.name.as_bytes() == request.name();
+        if stop_at == Some(request.opcode)
+            && (request.opcode != wire::LOOKUP || serve.files.iter().any(known))
+        {
+            stop_at = None;
+            let _ = kill_process(getpid(), Signal::STOP);
+        }
         if let Some((errno, body)) = answer(serve, &request) {
             // ENOENT: the request was interrupted meanwhile.
             let _ = dev.write(&wire::reply(request.unique, errno, &body));
@@ -342,7 +371,7 @@ fn answer(serve: &Serve, request: &Request) -> Option<(i32, Vec<u8>)> {
     let found = |body| Some((0, body));
     let failed = |errno| Some((errno, Vec::new()));
     match request.opcode {
-        wire::FORGET | wire::BATCH_FORGET => None,
+        wire::FORGET | wire::BATCH_FORGET | wire::INTERRUPT => None,
         wire::INIT => found(wire::init_out(
             request.body,
             !serve.plain,
@@ -367,7 +396,12 @@ fn answer(serve: &Serve, request: &Request) -> Option<(i32, Vec<u8>)> {
             Some(file) => found(wire::attr_out(request.nodeid, S_IFREG | 0o644, file.size)),
             None => failed(libc::ENOENT),
         },
-        wire::OPEN => found(wire::open_out(request.nodeid, FOPEN_PARALLEL_DIRECT_WRITES)),
+        wire::OPEN => found(wire::open_out(request.nodeid, OPEN_FLAGS)),
+        // Nobody else has an answer to it.
+        wire::READ if serve.stop_at == Some(wire::READ) => {
+            let size = wire::u32_at(request.body, 16)?;
+            found(vec![PLAIN_BYTE; size as usize])
+        }
         wire::RELEASE | wire::DESTROY => found(Vec::new()),
         wire::STATFS => found(vec![0; 80]),
         wire::CREATE => failed(libc::ENOTSUP),

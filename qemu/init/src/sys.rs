@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use rustix::mm::{madvise, mmap, munmap, Advice, MapFlags, ProtFlags};
@@ -92,6 +92,59 @@ impl Mapping {
         self.advise(at, 4096, Advice::LinuxHwPoison)
     }
 
+    /// Puts pages into a pipe, by reference; gives the number of bytes.
+    pub fn vmsplice(&self, at: usize, len: usize, pipe: &OwnedFd) -> io::Result<usize> {
+        let piece = self.piece(at, len);
+        // SAFETY: The vector is one valid entry, and its range is inside the mapping.
+        let count = unsafe { libc::vmsplice(pipe.as_raw_fd(), &piece, 1, 0) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Reads from `file`; the mapping must be writable.
+    pub fn read_from(&self, file: &File, at: usize, len: usize) -> io::Result<usize> {
+        let piece = self.piece(at, len);
+        // SAFETY: The range is inside the mapping, which only volatile accesses use.
+        let count = unsafe { libc::pread(file.as_raw_fd(), piece.iov_base, piece.iov_len, 0) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Registers the range as a fixed buffer of a new io_uring, and gives that.
+    pub fn register(&self, at: usize, len: usize) -> io::Result<OwnedFd> {
+        const REGISTER_BUFFERS: libc::c_long = 0;
+        let piece = self.piece(at, len);
+        let mut params = [0u32; 30];
+        // SAFETY: `params` has the 120 bytes of struct io_uring_params.
+        let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+        let ring = i32::try_from(ring).map_err(|_| io::ErrorKind::InvalidData)?;
+        if ring < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: The kernel just made this descriptor, for this call.
+        let ring = unsafe { OwnedFd::from_raw_fd(ring) };
+        // SAFETY: The vector is one valid entry, and its range is inside the mapping.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_register,
+                ring.as_raw_fd(),
+                REGISTER_BUFFERS,
+                &raw const piece,
+                1,
+            )
+        };
+        match result {
+            0 => Ok(ring),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn piece(&self, at: usize, len: usize) -> libc::iovec {
+        assert!(at.checked_add(len).is_some_and(|end| end <= self.len));
+        libc::iovec {
+            iov_base: self.start.as_ptr().wrapping_add(at).cast(),
+            iov_len: len,
+        }
+    }
+
     fn advise(&self, at: usize, len: usize, advice: Advice) -> io::Result<()> {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: The range is inside a mapping of a file that only this type's volatile accesses use.
@@ -141,18 +194,23 @@ pub const PAGE_IS_HUGE: u64 = 1 << 6;
 
 /// The present pages of a mapping, neighbours with the same categories joined.
 pub fn scan_pages(mapping: &Mapping) -> io::Result<Vec<PageRegion>> {
+    scan_pages_of("self", mapping.address() as u64, mapping.len() as u64)
+}
+
+/// As [`scan_pages`], for `len` bytes of another process.
+pub fn scan_pages_of(pid: &str, start: u64, len: u64) -> io::Result<Vec<PageRegion>> {
     let mut regions = vec![PageRegion::default(); 1024];
     let mut arg = PmScanArg {
         size: std::mem::size_of::<PmScanArg>() as u64,
-        start: mapping.address() as u64,
-        end: (mapping.address() + mapping.len()) as u64,
+        start,
+        end: start.saturating_add(len),
         vec: regions.as_mut_ptr() as u64,
         vec_len: regions.len() as u64,
         category_mask: PAGE_IS_PRESENT,
         return_mask: PAGE_IS_PRESENT | PAGE_IS_HUGE,
         ..PmScanArg::default()
     };
-    let pagemap = File::open("/proc/self/pagemap")?;
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     // SAFETY: `arg` has the layout the request expects, and its vec points to `vec_len` regions that live on.
     let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
     regions.truncate(usize::try_from(count).map_err(|_| io::Error::last_os_error())?);

@@ -120,20 +120,31 @@ pub fn server() -> Result<Pid> {
 
 /// Sends the signal and waits until it took effect, which /proc shows as one of the `states`.
 pub fn signal_server(pid: Pid, signal: Signal, states: &str) -> Result<()> {
-    kill_process(pid, signal).with_context(|| format!("signal to the server, process {pid}"))?;
+    kill_process(pid, signal).with_context(|| format!("signal to process {pid}"))?;
+    wait_for_state(pid, states).with_context(|| format!("after {signal:?}"))
+}
+
+/// The state of a process as /proc shows it; X if it is gone.
+pub fn state_of(pid: Pid) -> char {
+    let stat =
+        fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|_| "x) X".to_owned());
+    stat.rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next())
+        .unwrap_or('X')
+}
+
+/// Waits until a process is in one of the `states`.
+pub fn wait_for_state(pid: Pid, states: &str) -> Result<()> {
     for _ in 0..500 {
-        let stat =
-            fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|_| "x) X".to_owned());
-        let state = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.chars().next())
-            .unwrap_or('X');
-        if states.contains(state) {
+        if states.contains(state_of(pid)) {
             return Ok(());
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    anyhow::bail!("the server, process {pid}, did not react to {signal:?}")
+    anyhow::bail!(
+        "process {pid} is in state {:?}, expected one of {states:?}",
+        state_of(pid)
+    )
 }
 
 /// The kernel's side of a FUSE mount.

@@ -12,6 +12,7 @@ pub const STATFS: u32 = 17;
 pub const RELEASE: u32 = 18;
 pub const INIT: u32 = 26;
 pub const CREATE: u32 = 35;
+pub const INTERRUPT: u32 = 36;
 pub const DESTROY: u32 = 38;
 pub const BATCH_FORGET: u32 = 42;
 pub const FALLOCATE: u32 = 43;

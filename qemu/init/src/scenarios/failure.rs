@@ -211,3 +211,17 @@ fn removal_takes_the_mappings(guest: &Guest, _channel: &mut Channel) -> Result<(
     fs.umount().context("umount after the removal")?;
     guest.devices[1].bind(Driver::Fsdev)
 }
+
+/// What debugfs says of the device with this index.
+pub fn expect_state(fs: &TestFs, index: usize, state: &str) -> Result<()> {
+    let shown = std::fs::read_to_string(debugfs_file(&fs.path("."))?)?;
+    let line = shown
+        .lines()
+        .find(|line| line.starts_with(&format!("daxdev index={index} ")))
+        .with_context(|| format!("debugfs shows no daxdev {index}: {shown}"))?;
+    ensure!(
+        line.split(' ').any(|word| word == format!("state={state}")),
+        "debugfs shows {line:?}, expected {state}"
+    );
+    Ok(())
+}

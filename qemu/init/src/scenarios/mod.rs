@@ -20,12 +20,15 @@ mod hosts;
 mod kinds;
 mod lifetime;
 mod modules;
+mod pins;
 mod poison;
 mod protocol;
 mod push;
 mod refusals;
+mod removal;
 mod soak;
 mod soak_client;
+mod teardown;
 mod tool;
 mod wrong_use;
 
@@ -54,6 +57,10 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("failslab", failslab::TESTS),
     ("cycles", cycles::TESTS),
     ("soak", soak::TESTS),
+    ("removal", removal::PMEM),
+    ("removal_cxl", removal::CXL),
+    ("pins", pins::TESTS),
+    ("teardown", teardown::TESTS),
 ];
 
 /// An error that says the test cannot be run here, and why.

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The module itself: what changes when it is loaded, its KUnit tests, and a kernel that cannot take it.
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
@@ -79,15 +76,10 @@ fn suites(_guest: &Guest, channel: &mut Channel) -> Result<()> {
         Path::new(FAMFS_KUNIT).exists(),
         "famfs_kunit.ko is not in the image: give its path to the harness (KUNIT_KO)"
     );
-    let mut kmsg = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/kmsg")
-        .context("/dev/kmsg")?;
-    let _ = records(&mut kmsg);
+    let mut kmsg = module::KernelLog::open()?;
     module::insmod(FAMFS_KUNIT)?.context("insmod famfs_kunit.ko")?;
     let (mut results, mut failed) = (0, 0);
-    for line in records(&mut kmsg) {
+    for line in kmsg.new_lines() {
         let body = line.trim_start();
         results += usize::from(body.starts_with("ok ") || body.starts_with("not ok "));
         failed += usize::from(body.starts_with("not ok "));
@@ -108,32 +100,9 @@ fn is_ktap(body: &str) -> bool {
         .any(|start| body.starts_with(start))
 }
 
-/// The kernel's messages since the last call, without their prefixes.
-fn records(kmsg: &mut std::fs::File) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut buffer = [0; 8192];
-    loop {
-        match kmsg.read(&mut buffer) {
-            Ok(len) => {
-                let text = String::from_utf8_lossy(&buffer[..len]);
-                let message = text.split_once(';').map_or("", |(_, message)| message);
-                lines.push(message.lines().next().unwrap_or("").to_owned());
-            }
-            // EPIPE: old records were overwritten, go on with the next.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => (),
-            Err(_) => return lines,
-        }
-    }
-}
-
 /// A kernel without the patch refuses the module, and its log names what is missing.
 fn insmod_on_stock(_guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let mut kmsg = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/kmsg")
-        .context("/dev/kmsg")?;
-    let _ = records(&mut kmsg);
+    let mut kmsg = module::KernelLog::open()?;
     if !Path::new(FAMFS).exists() {
         return Err(Skip("famfs.ko is not in the image".to_owned()).into());
     }
@@ -142,7 +111,7 @@ fn insmod_on_stock(_guest: &Guest, _channel: &mut Channel) -> Result<()> {
         Err(Errno::NOENT),
         "insmod on a kernel without the patch"
     );
-    let log = records(&mut kmsg);
+    let log = kmsg.new_lines();
     ensure!(
         log.iter()
             .any(|line| line.contains("famfs: Unknown symbol fuse_fmap_")),

@@ -266,7 +266,7 @@ fn nobody_met_it(guest: &Guest, _channel: &mut Channel) -> Result<()> {
 
     report_error(setup.pfn(at)?)?;
     let told = Reply::Sigbus(libc::BUS_MCEERR_AO, (early_address + at) as usize);
-    ensure_eq!(early.wait_for_signal()?, told, "the early signal");
+    ensure_eq!(early.answer()?, told, "the early signal");
     ensure_eq!(early.lsb(), Some(AU_LSB), "si_addr_lsb of the early signal");
     expect_lost(&mut first, first_address, at).context("one process")?;
     expect_lost(&mut second, second_address, at).context("another process")?;
