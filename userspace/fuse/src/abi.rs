@@ -57,6 +57,8 @@ pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
 
 /// Notification (a reply to no request, its code in place of the error): something of an inode has changed.
 pub const NOTIFY_INVAL_INODE: i32 = 2;
+/// Notification: requests that were read and not answered are to be queued again.
+pub const NOTIFY_RESEND: i32 = 7;
 
 macro_rules! wire {
     ($($(#[$meta:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? })*) => {$(

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `/dev/fuse`: one whole request per read, one whole reply per write.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::{fs, io};
 
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::abi::{NotifyInvalInodeOut, NOTIFY_INVAL_INODE};
+use crate::abi::{NotifyInvalInodeOut, NOTIFY_INVAL_INODE, NOTIFY_RESEND};
 use crate::ioctl;
 use crate::reply::Reply;
 
@@ -44,6 +45,26 @@ impl DevFuse {
             len: 0,
         };
         self.send(&Reply::notification(NOTIFY_INVAL_INODE, &what))
+    }
+
+    /// Queues again all requests that were read from the connection, through whichever descriptor, and not answered.
+    /// Whoever read them can not answer them any more: they come with another `unique`.
+    pub fn resend(&self) -> io::Result<()> {
+        self.send(&Reply::notification(NOTIFY_RESEND, &[0_u8; 0]))
+    }
+
+    /// Number of the connection: the minor device number of its file system. None when it is gone.
+    pub fn connection(&self) -> io::Result<Option<u32>> {
+        let mut state = [PollFd::new(&self.0, PollFlags::empty())];
+        poll(&mut state, Some(&Timespec::default()))?;
+        if state.iter().any(|fd| !fd.revents().is_empty()) {
+            return Ok(None);
+        }
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
+        let number = info
+            .lines()
+            .find_map(|line| line.strip_prefix("fuse_connection:"));
+        Ok(number.and_then(|number| number.trim().parse().ok()))
     }
 
     /// Waits for a request and reads it into `buffer`. `None` means that the connection is gone: unmounted or aborted.

@@ -99,6 +99,7 @@ fn constants() -> String {
         format!("_Static_assert((uint64_t){name} == {value}ULL, \"{name}\");\n")
     };
     let lines: String = flags.map(|(name, value)| assert(name, value)).concat();
+    let lines = lines + &since(40, &assert("FUSE_NOTIFY_RESEND", NOTIFY_RESEND as u64));
     // The header of a patched kernel has the bit as a macro; a mainline header has not.
     let newer = assert("FUSE_DAX_FMAP", DAX_FMAP_MINOR_46);
     let older = assert("FUSE_DAX_FMAP", DAX_FMAP_MINOR_45);
