@@ -7,9 +7,10 @@ use std::path::Path;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use famfs_media::Interleave;
 
+use crate::server::opener;
 use crate::{
-    check, chkread, cp, creat, df, dump, exit, flush, fmap, fsck, getmap, logplay, ls, mkdir, mkfs,
-    mount, size, status, verify,
+    check, chkread, cp, creat, df, dump, exit, flush, fmap, fsck, getmap, handover, logplay, ls,
+    mkdir, mkfs, mount, size, status, verify,
 };
 
 /// Files on fabric-attached memory: tools and server.
@@ -32,7 +33,12 @@ pub enum Verb {
     Mount(mount::Args),
     /// The server's process, started by mount.
     #[command(hide = true)]
-    Serve(mount::Args),
+    Serve(mount::ServeArgs),
+    /// A process of the server, which opens files for it.
+    #[command(hide = true)]
+    OpenMeta,
+    /// Act on the server of a mount.
+    Server(handover::Args),
     /// Check superblock and log, and show how the space is used.
     Fsck(fsck::Args),
     /// Show superblock and log as they are stored.
@@ -138,6 +144,8 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Mkfs(args) => mkfs::run(&args),
         Verb::Mount(args) => mount::run(&args),
         Verb::Serve(args) => mount::serve(&args),
+        Verb::OpenMeta => opener::run(),
+        Verb::Server(args) => handover::run(&args),
         Verb::Fsck(args) => fsck::run(&args),
         Verb::Dump(args) => dump::run(&args),
         Verb::Mkdir(args) => mkdir::run(&args),

@@ -2,8 +2,7 @@
 //! `famfs mount`: all that can go wrong is found out and said before anything is changed; then a server is started.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,16 +12,9 @@ use famfs_fmap::Policy;
 use famfs_media::Role;
 
 use crate::device::{self, DaxDevice};
-use crate::exit::{self, fail, Exit};
-use crate::server::{self, Options, Summary};
-use crate::{kernel, mounted};
-
-/// What the server writes to its standard output when the mount is there; what stands behind it is for the user.
-/// Anything else is an error's message.
-const READY: &str = "ready ";
-
-/// Number of the signal for memory that is not there or is poisoned.
-const SIGBUS: i32 = 7;
+use crate::exit::{fail, Exit};
+use crate::server::{self, service, Options, Summary};
+use crate::{daemon, kernel, mounted};
 
 /// Arguments of `famfs mount`, and of the server that it starts.
 #[derive(clap::Args)]
@@ -98,6 +90,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !args.set_daxmode {
         devices.iter().try_for_each(DaxDevice::require_fsdev)?;
     }
+    let inherited = if args.foreground {
+        server::inherited()?
+    } else {
+        None
+    };
+    if let Some(descriptors) = inherited {
+        let ready = |summary: &Summary| announce(summary, &devices, &args.mountpoint);
+        return server::resume(first(&devices)?, &args.options(), descriptors, ready);
+    }
     let mountpoint = check_mountpoint(&args.mountpoint)?;
     for device in &devices {
         if let Some(at) = mounted::mount_point(&device.path)? {
@@ -111,44 +112,56 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     kernel::check_module()?;
     devices.iter_mut().try_for_each(device::set_fsdev_mode)?;
     if args.foreground {
-        let ready = |summary: &Summary| {
-            eprintln!("{}", describe(summary, &devices, &mountpoint));
-            Ok(())
-        };
+        let ready = |summary: &Summary| announce(summary, &devices, &mountpoint);
         return server::run(&devices, &mountpoint, &args.options(), ready);
     }
-    eprintln!("{}", await_ready(spawn(args, &devices, &mountpoint)?)?);
+    let mut server = spawn(args, &devices, &mountpoint)?;
+    eprintln!("{}", daemon::await_ready(&mut server)?);
     Ok(())
 }
 
-/// The server's process, for which [`run`] has done the checks. Its standard output goes to [`await_ready`].
-pub fn serve(args: &Args) -> anyhow::Result<()> {
-    let served = find_devices(args).and_then(|devices| {
+/// Arguments of the server's process.
+#[derive(clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    mount: Args,
+    /// Take over from the server at the other end of the standard input.
+    #[arg(long)]
+    successor: bool,
+}
+
+/// The server's process, for which [`run`] has done the checks. Its standard output goes to [`daemon::await_ready`].
+pub fn serve(args: &ServeArgs) -> anyhow::Result<()> {
+    let (mountpoint, options) = (&args.mount.mountpoint, args.mount.options());
+    let served = find_devices(&args.mount).and_then(|devices| {
         // Fails where this process leads a session already: then there is nothing to leave.
         let _ = rustix::process::setsid();
         rustix::process::chdir("/")?;
         let ready = |summary: &Summary| {
-            tell(&format!(
-                "{READY}{}",
-                describe(summary, &devices, &args.mountpoint)
-            ))?;
-            // The end of the output tells the parent that the server stands on its own now.
-            let null = OpenOptions::new().write(true).open("/dev/null")?;
-            Ok(rustix::stdio::dup2_stdout(null)?)
+            Ok(daemon::tell_ready(&describe(
+                summary, &devices, mountpoint,
+            ))?)
         };
-        server::run(&devices, &args.mountpoint, &args.options(), ready)
+        if args.successor {
+            server::succeed(first(&devices)?, &options, ready)
+        } else {
+            server::run(&devices, mountpoint, &options, ready)
+        }
     });
     if let Err(error) = &served {
-        tell(&format!("{error:#}"))?;
+        daemon::tell(&format!("{error:#}"))?;
     }
     served
 }
 
-/// Writes what [`await_ready`] reads.
-fn tell(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
+/// Tells the user and the service manager, if there is one, that the mount is there.
+fn announce(summary: &Summary, devices: &[DaxDevice], mountpoint: &Path) -> anyhow::Result<()> {
+    eprintln!("{}", describe(summary, devices, mountpoint));
+    Ok(service::ready()?)
+}
+
+fn first(devices: &[DaxDevice]) -> anyhow::Result<&DaxDevice> {
+    devices.first().context("no device was given")
 }
 
 fn find_devices(args: &Args) -> anyhow::Result<Vec<DaxDevice>> {
@@ -191,54 +204,17 @@ fn spawn(args: &Args, devices: &[DaxDevice], mountpoint: &Path) -> anyhow::Resul
         }
         None => Stdio::null(),
     };
+    let paths: Vec<_> = devices.iter().map(|device| device.path.clone()).collect();
     let mut command = Command::new(std::env::current_exe()?);
     // The name chooses among the programs that the binary is.
     command
         .arg0("famfs")
         .arg("serve")
+        .args(daemon::arguments(&paths, mountpoint, &args.options()))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(messages);
-    for device in devices.iter().skip(1) {
-        command.arg("--daxdev").arg(&device.path);
-    }
-    command.arg(format!("--follow={}", args.follow.as_secs_f64()));
-    command.args(args.rw.then_some("--rw"));
-    command.args(args.take_over.then_some("--take-over"));
-    if let Some(policy) = args.policy() {
-        command.args(["--failure", policy.name()]);
-    }
-    command
-        .arg("--")
-        .args(devices.iter().take(1).map(|device| &device.path))
-        .arg(mountpoint);
     command.spawn().context("starting the server")
-}
-
-/// Waits until the server says that it is ready, or why it is not. Gives its text.
-fn await_ready(mut server: Child) -> anyhow::Result<String> {
-    let mut text = String::new();
-    if let Some(mut stdout) = server.stdout.take() {
-        stdout.read_to_string(&mut text)?;
-    }
-    if let Some(text) = text.strip_prefix(READY) {
-        return Ok(text.to_owned());
-    }
-    let status = server.wait()?;
-    match status.signal() {
-        None => Err(fail(
-            status.code().map_or(Exit::Failed, exit::of_code),
-            text,
-        )),
-        Some(SIGBUS) => Err(fail(
-            Exit::Corrupt,
-            "the memory of the superblock or the log cannot be read: SIGBUS",
-        )),
-        Some(signal) => Err(fail(
-            Exit::Failed,
-            format!("the server was killed by signal {signal}"),
-        )),
-    }
 }
 
 fn describe(summary: &Summary, devices: &[DaxDevice], mountpoint: &Path) -> String {

@@ -150,6 +150,15 @@ pub fn mount_of(path: &Path) -> anyhow::Result<Option<Mount>> {
     Ok(mounts()?.into_iter().rev().find(named))
 }
 
+/// The mount that [`mount_of`] finds, which must be there.
+pub fn mount_at(path: &Path) -> anyhow::Result<Mount> {
+    mount_of(path)?.ok_or_else(|| {
+        let path = path.display();
+        let text = format!("{path}: neither mount point nor device of a mounted famfs");
+        fail(Exit::NoFamfs, text)
+    })
+}
+
 /// All mounts of famfs that servers of this project serve.
 pub fn all() -> anyhow::Result<Vec<Mount>> {
     let mut all = mounts()?;

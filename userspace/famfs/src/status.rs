@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::{json, Value};
 
-use crate::exit::{fail, Exit};
 use crate::mounted;
 use crate::mountinfo::Mount;
 use crate::server::control;
@@ -32,7 +31,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     if let Some(path) = &args.path {
-        let status = of_mount(&mount_at(path)?)?;
+        let status = of_mount(&mounted::mount_at(path)?)?;
         if args.json {
             writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
         } else {
@@ -59,14 +58,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         print(&mut out, status)?;
     }
     Ok(())
-}
-
-fn mount_at(path: &Path) -> anyhow::Result<Mount> {
-    mounted::mount_of(path)?.ok_or_else(|| {
-        let path = path.display();
-        let text = format!("{path}: neither mount point nor device of a mounted famfs");
-        fail(Exit::NoFamfs, text)
-    })
 }
 
 fn of_mount(mount: &Mount) -> anyhow::Result<Value> {

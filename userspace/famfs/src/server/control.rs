@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The server's socket: a line with a request, answered by a line of JSON. It reaches a server whose mount is
 //! read-only, and asking sends no FUSE request.
+//!
+//! ```text
+//! status              what the server has and has done
+//! logplay TARGET      the log is replayed, until TARGET entries are known at least
+//! handover PROGRAM    PROGRAM is started and takes over
+//! ```
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -8,12 +14,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fs, thread};
+use std::{fs, process, thread};
 
+use anyhow::Context;
+use rustix::net::sockopt::socket_peercred;
 use serde_json::{json, Value};
 
+use super::handover::{Estate, Successor};
 use super::logplay::Player;
-use super::stats;
+use super::{service, stats};
 use crate::exit::{self, code, fail, Exit};
 
 /// Where servers have their sockets.
@@ -22,16 +31,16 @@ const SOCKET_DIR: &str = "/run/famfs";
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a replay may take: a full log of the largest kind is read and checked.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(300);
-/// More than any request has.
-const REQUEST_MAX: u64 = 64;
+/// More than any request has: the path of a program is the longest part.
+const REQUEST_MAX: u64 = 5000;
 
 /// The socket of a server; removed when dropped.
 #[derive(Debug)]
 pub struct Socket(PathBuf);
 
 impl Socket {
-    /// Opens the socket of `player`'s server and answers on it.
-    pub fn open(player: Arc<Player>) -> io::Result<Self> {
+    /// Opens the socket of `player`'s server and answers on it. A successor gets the `estate`.
+    pub fn open(player: Arc<Player>, estate: Estate) -> io::Result<Self> {
         let path = path_of(Path::new(&player.server.source()));
         fs::create_dir_all(SOCKET_DIR)?;
         // Left behind by a server that was killed: this one holds the device.
@@ -45,7 +54,7 @@ impl Socket {
             .name("control".into())
             .spawn(move || {
                 for stream in listener.incoming().filter_map(Result::ok) {
-                    if let Err(error) = serve(&stream, &player) {
+                    if let Err(error) = serve(&stream, &player, &estate) {
                         tracing::debug!(%error, "control socket");
                     }
                 }
@@ -66,12 +75,46 @@ fn path_of(device: &Path) -> PathBuf {
     Path::new(SOCKET_DIR).join(format!("{name}.sock"))
 }
 
-fn serve(mut stream: &UnixStream, player: &Player) -> io::Result<()> {
+fn serve(mut stream: &UnixStream, player: &Player, estate: &Estate) -> io::Result<()> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let mut line = String::new();
     BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line)?;
-    writeln!(stream, "{}", answer(&line, player))
+    match line.trim_end_matches('\n').strip_prefix("handover ") {
+        Some(program) => hand_over(stream, program, player, estate),
+        None => writeln!(stream, "{}", answer(&line, player)),
+    }
+}
+
+/// Ends this process if a successor comes up.
+fn hand_over(
+    mut stream: &UnixStream,
+    program: &str,
+    player: &Player,
+    estate: &Estate,
+) -> io::Result<()> {
+    // The mode of the socket keeps others away; here it is about what a root process executes.
+    let successor = if socket_peercred(stream)?.uid.is_root() {
+        let device = player.server.source();
+        Successor::start(program, Path::new(&device), &player.mountpoint, estate)
+    } else {
+        Err(fail(Exit::Permission, "only root can change the server"))
+    };
+    let successor = match successor {
+        Ok(successor) => successor,
+        Err(error) => return writeln!(stream, "{}", error_reply(&error)),
+    };
+    tracing::info!("process {} takes over", successor.pid);
+    if let Err(error) = service::succeeded_by(successor.pid) {
+        tracing::warn!("the service manager was not told of the successor: {error}");
+    }
+    let reply = json!({ "pid": successor.pid, "text": successor.text });
+    let _ = writeln!(stream, "{reply}");
+    process::exit(0)
+}
+
+fn error_reply(error: &anyhow::Error) -> Value {
+    json!({ "error": format!("{error:#}"), "exit": code(error) as u8 })
 }
 
 /// The answer to a request.
@@ -82,9 +125,7 @@ pub(super) fn answer(line: &str, player: &Player) -> Value {
         ["status"] => stats::report(&player.server, &player.mountpoint),
         ["logplay", target] => match number(target).map(|target| player.replay(target)) {
             Some(Ok(next_index)) => json!({ "next_index": next_index }),
-            Some(Err(error)) => {
-                json!({ "error": format!("{error:#}"), "exit": code(&error) as u8 })
-            }
+            Some(Err(error)) => error_reply(&error),
             None => json!({ "error": format!("{target:?} is not a number") }),
         },
         _ => json!({ "error": format!("no such request: {:?}", line.trim_end()) }),
@@ -100,6 +141,14 @@ pub fn status(device: &Path) -> anyhow::Result<Value> {
 pub fn logplay(device: &Path, target: u64) -> anyhow::Result<u64> {
     let reply = ask(device, &format!("logplay {target}"), REPLAY_TIMEOUT)?;
     Ok(number(&reply, "next_index").unwrap_or(target))
+}
+
+/// Has the server of `device` leave its place to `program`. Returns the successor's process id and what it says.
+pub fn hand_over_to(device: &Path, program: &str) -> anyhow::Result<(u64, String)> {
+    let reply = ask(device, &format!("handover {program}"), REPLAY_TIMEOUT)?;
+    let text = reply.get("text").and_then(Value::as_str);
+    let pid = number(&reply, "pid").context("the server's answer has no process id")?;
+    Ok((pid, text.unwrap_or_default().to_owned()))
 }
 
 fn ask(device: &Path, request: &str, timeout: Duration) -> anyhow::Result<Value> {

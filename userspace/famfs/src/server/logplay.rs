@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Replay of the log, through the files of `.meta`: at the mount, and whenever somebody has appended to it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -9,37 +8,35 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context;
 use famfs_fuse::{map_file, DevFuse, Region};
 use famfs_media::{Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
-use rustix::fs::{fstat, openat, Mode, OFlags, CWD};
+use rustix::fs::{makedev, statx, AtFlags, StatxFlags, CWD};
 use rustix::mount::{open_tree, OpenTreeFlags};
 use uuid::Uuid;
 
+use super::kept::LogCopy;
+use super::opener::{Meta, Opener};
 use super::ops::Server;
 use crate::exit::{fail, Exit};
 use crate::log;
 
 /// Opens a file of `.meta` below `root` and maps its first `len` bytes. The file itself is closed again: while it
 /// lives, the mapping alone pins the mount.
-pub fn map_meta(root: BorrowedFd<'_>, name: &str, len: u64, writable: bool) -> io::Result<Region> {
-    let access = if writable {
-        OFlags::RDWR
-    } else {
-        OFlags::RDONLY
-    };
-    let file = openat(
-        root,
-        format!(".meta/{name}"),
-        access | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let len = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
-    map_file(&File::from(file), len, writable)
+pub fn map_meta(
+    opener: &mut Opener,
+    root: BorrowedFd<'_>,
+    file: Meta,
+    len: u64,
+    writable: bool,
+) -> anyhow::Result<Region> {
+    let file = opener.open(root, file, writable)?;
+    Ok(map_file(&file, usize::try_from(len)?, writable)?)
 }
 
 /// The superblock, as it is in memory now.
-pub fn read_superblock(root: BorrowedFd<'_>) -> anyhow::Result<Superblock> {
-    let region = map_meta(root, ".superblock", SUPERBLOCK_LEN, false)?;
+pub fn read_superblock(opener: &mut Opener, root: BorrowedFd<'_>) -> anyhow::Result<Superblock> {
+    let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, false)?;
     Ok(Superblock::parse(&log::read_fresh(
         &region,
         0,
@@ -49,28 +46,32 @@ pub fn read_superblock(root: BorrowedFd<'_>) -> anyhow::Result<Superblock> {
 
 /// Makes the host with this uuid the master. Nobody else may append meanwhile.
 pub fn take_over(
+    opener: &mut Opener,
     root: BorrowedFd<'_>,
     superblock: &mut Superblock,
     system: Uuid,
-) -> io::Result<()> {
+) -> anyhow::Result<()> {
     superblock.system_uuid = system;
-    let region = map_meta(root, ".superblock", SUPERBLOCK_LEN, true)?;
+    let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, true)?;
     // The uuid and behind it the CRC: one cache line, so that readers on other hosts see both change at once.
     let at = 80;
     let bytes = superblock.encode();
     region.write(at, bytes.get(at..104).unwrap_or_default())?;
-    region.flush(at, 24)
+    Ok(region.flush(at, 24)?)
 }
 
-/// Replays the entries of the log `region` that are new since `replay` was advanced last.
+/// Replays the entries of the log `region` that are new since `replay` was advanced last, and copies them.
 pub fn advance(
     replay: &mut Replay,
     superblock: &Superblock,
     region: &Region,
+    copy: &LogCopy,
 ) -> anyhow::Result<()> {
-    let known = replay.findings.len();
+    let (known, from) = (replay.findings.len(), replay.next_index());
     let header = log::header(region, superblock)?;
     log::catch_up(region, &header, replay)?;
+    copy.follow(region, &header, from..replay.next_index())
+        .context("copying the log for a successor")?;
     if replay.next_index() < header.next_index {
         let (end, announced) = (replay.next_index(), header.next_index);
         tracing::warn!("the log announces {announced} entries, those from {end} on are not whole");
@@ -95,11 +96,22 @@ pub struct Player {
     pub device: u64,
     /// Tells the kernel what has changed.
     pub channel: DevFuse,
-    /// Held by who replays.
-    pub turn: Mutex<()>,
+    /// What replaying takes, held by who replays.
+    pub tools: Mutex<(Opener, LogCopy)>,
 }
 
 impl Player {
+    /// Replays once, in a thread of its own: what came while nobody served.
+    pub fn catch_up(self: Arc<Self>) -> io::Result<()> {
+        let work = move || {
+            if let Err(error) = self.replay(0) {
+                tracing::error!("replaying what is new in the log: {error:#}");
+            }
+        };
+        thread::Builder::new().name("catch-up".into()).spawn(work)?;
+        Ok(())
+    }
+
     /// Replays at this interval from now on, in a thread of its own.
     pub fn follow(self: Arc<Self>, interval: Duration) -> io::Result<()> {
         let work = move || loop {
@@ -114,20 +126,29 @@ impl Player {
 
     /// Replays what is new in the log. Returns how many entries are known then; fails if that is less than `target`.
     pub fn replay(&self, target: u64) -> anyhow::Result<u64> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        let (opener, copy) = &mut *tools;
         // Through a mount of its own: a file that is open through the user's would make umount(8) fail.
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let root = open_tree(CWD, &self.mountpoint, flags)?;
-        if fstat(&root)?.st_dev != self.device {
+        // Without a mask, for which the kernel asks nothing of the server.
+        let stat = statx(&root, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+        if makedev(stat.stx_dev_major, stat.stx_dev_minor) != self.device {
             let mountpoint = self.mountpoint.display();
             anyhow::bail!("{mountpoint} does not show this file system: it was moved, or another is mounted over it");
         }
-        let region = map_meta(root.as_fd(), ".log", self.superblock.log_len, false)?;
+        let region = map_meta(
+            opener,
+            root.as_fd(),
+            Meta::Log,
+            self.superblock.log_len,
+            false,
+        )?;
         // Touching the region asks nothing of the workers, which wait for the namespace meanwhile.
         let changed = self
             .server
             .namespace_mut()
-            .advance(|replay| advance(replay, &self.superblock, &region))?;
+            .advance(|replay| advance(replay, &self.superblock, &region, copy))?;
         for nodeid in changed {
             self.channel.invalidate_attributes(nodeid)?;
         }

@@ -4,7 +4,6 @@
 //! A device in fsdev mode cannot be mapped directly. So a file system of `.meta` alone is made on it, for as long as
 //! the access lasts, and mounted nowhere.
 
-use std::io;
 use std::sync::Arc;
 
 use famfs_fuse::Region;
@@ -12,6 +11,7 @@ use famfs_media::SUPERBLOCK_LEN;
 
 use super::logplay::map_meta;
 use super::namespace::Namespace;
+use super::opener::{Meta, Opener};
 use super::ops::Server;
 use super::session::Session;
 use crate::device::DaxDevice;
@@ -38,9 +38,13 @@ impl MetaAccess {
         ));
         let session = Session::start(&server)?;
         let root = session.root()?;
-        let held = |error: io::Error| super::access_error(device, error.into());
-        let superblock = map_meta(root, ".superblock", SUPERBLOCK_LEN, true).map_err(held)?;
-        let log = map_meta(root, ".log", log_len, true).map_err(held)?;
+        let mut opener = Opener::default();
+        let mut map = |file, len| {
+            map_meta(&mut opener, root, file, len, true)
+                .map_err(|error| super::access_error(device, error))
+        };
+        let superblock = map(Meta::Superblock, SUPERBLOCK_LEN)?;
+        let log = map(Meta::Log, log_len)?;
         Ok(Self {
             superblock,
             log,

@@ -8,14 +8,23 @@
 //!    |                                                     ^
 //! control   a socket; stats: requests counted          fmap_reply   a file's map as the kernel wants it
 //! ```
+//!
+//! A server can leave its place to another one: `handover` and `service` pass on the descriptors, `kept` is what a
+//! server writes down for that case, `heir` makes a server of it.
 
 pub mod control;
+mod fds;
 mod fmap_reply;
+pub mod handover;
+mod heir;
+mod kept;
 mod logplay;
 mod members;
 pub mod meta;
 mod namespace;
+pub mod opener;
 mod ops;
+pub mod service;
 mod session;
 mod stats;
 #[cfg(test)]
@@ -32,13 +41,18 @@ use anyhow::Context;
 use famfs_fmap::Policy;
 use famfs_fuse::Errno;
 use famfs_media::{Replay, Role, Superblock, LOG_LEN_MIN, SUPERBLOCK_LEN};
+use rustix::fs::{makedev, statx, AtFlags, StatxFlags};
 
 use crate::device::DaxDevice;
 use crate::exit::{fail, Exit};
 use crate::system;
 use control::Socket;
+use handover::{Descriptors, Estate, Predecessor};
+use heir::{Heir, Place};
+use kept::LogCopy;
 use logplay::Player;
 use namespace::Namespace;
+use opener::{Meta, Opener};
 use ops::Server;
 use session::Session;
 
@@ -67,6 +81,19 @@ pub struct Summary {
     pub left_out: usize,
 }
 
+impl Summary {
+    fn of(superblock: &Superblock, replay: &Replay, options: &Options) -> Self {
+        let role = superblock.role(system::uuid());
+        Self {
+            role,
+            writable: role == Role::Master || options.rw,
+            files: replay.totals.files,
+            dirs: replay.totals.dirs,
+            left_out: replay.findings.len(),
+        }
+    }
+}
+
 /// Mounts the file system on `devices` at `mountpoint`, calls `ready`, and serves until it is unmounted. On an error
 /// nothing is left behind.
 pub fn run(
@@ -79,48 +106,114 @@ pub fn run(
     let namespace = Namespace::meta_only(LOG_LEN_MIN);
     let server = Arc::new(Server::new(first.path.clone(), options.failure, namespace));
     let mut session = Session::start(&server)?;
-    let (superblock, summary) = load(&server, session.root()?, devices, options)?;
-    let device = rustix::fs::fstat(session.root()?)?.st_dev;
+    let mut opener = Opener::default();
+    let loaded = load(&server, &mut opener, session.root()?, devices, options);
+    let (superblock, copy, summary) = loaded?;
+    let stat = statx(
+        session.root()?,
+        "",
+        AtFlags::EMPTY_PATH,
+        StatxFlags::empty(),
+    )?;
+    let attributes = server.namespace_mut().keep(server.devices())?;
     if !summary.writable {
         session
             .set_read_only()
             .context("making the mount read-only")?;
     }
+    let descriptors = Descriptors {
+        log: copy.descriptor()?,
+        attributes,
+        channels: session.channels()?,
+    };
     let player = Arc::new(Player {
         server,
         superblock,
         mountpoint: mountpoint.into(),
-        device,
-        channel: session.channel()?,
-        turn: Mutex::new(()),
+        device: makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        channel: session.notifier()?,
+        tools: Mutex::new((opener, copy)),
     });
-    let _socket = Socket::open(Arc::clone(&player)).context("opening the control socket")?;
+    service::store(&descriptors).context("leaving descriptors with the service manager")?;
+    let _socket = Socket::open(Arc::clone(&player), Estate::new(descriptors, options))
+        .context("opening the control socket")?;
     session
         .attach(mountpoint)
         .with_context(|| format!("mounting on {}", mountpoint.display()))?;
     if let (Role::Client, Some(interval)) = (summary.role, options.follow) {
-        player.follow(interval)?;
+        Arc::clone(&player).follow(interval)?;
     }
     if let Err(error) = ready(&summary) {
         // The mount is there all the same, and who waited for it is not.
         tracing::warn!("nobody was told that the mount is ready: {error:#}");
     }
-    session.wait();
-    tracing::info!("{} is unmounted", mountpoint.display());
+    serve(session, &player);
     Ok(())
+}
+
+/// Takes over from the server that has started this process: calls `ready`, which lets that one leave, and serves
+/// until the file system is unmounted. On an error the other goes on.
+pub fn succeed(
+    device: &DaxDevice,
+    options: &Options,
+    ready: impl FnOnce(&Summary) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (predecessor, descriptors) = Predecessor::from_stdin()?;
+    ready(&Heir::of(&descriptors, device, options)?.summary)?;
+    predecessor.wait()?;
+    // Again: what it has left in the end is what counts.
+    let heir = Heir::of(&descriptors, device, options)?;
+    let (session, _socket, player) = heir.start(descriptors, options)?;
+    serve(session, &player);
+    Ok(())
+}
+
+/// What an earlier process of this service has left, if its mount is still there.
+pub fn inherited() -> anyhow::Result<Option<Descriptors>> {
+    let Some(descriptors) = service::inherited()? else {
+        return Ok(None);
+    };
+    if Place::of(&descriptors)?.is_none() {
+        tracing::info!("the mount of the process before this one is gone");
+        service::discard()?;
+        return Ok(None);
+    }
+    Ok(Some(descriptors))
+}
+
+/// Goes on where an earlier process of this service was interrupted, calls `ready`, and serves until the file system
+/// is unmounted.
+pub fn resume(
+    device: &DaxDevice,
+    options: &Options,
+    descriptors: Descriptors,
+    ready: impl FnOnce(&Summary) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let heir = Heir::of(&descriptors, device, options)?;
+    let summary = heir.summary;
+    let (session, _socket, player) = heir.start(descriptors, options)?;
+    ready(&summary)?;
+    serve(session, &player);
+    Ok(())
+}
+
+fn serve(session: Session, player: &Player) {
+    session.wait();
+    tracing::info!("{} is unmounted", player.mountpoint.display());
 }
 
 /// Reads superblock and log through the mount, and fills the namespace.
 fn load(
     server: &Server,
+    opener: &mut Opener,
     root: BorrowedFd<'_>,
     devices: &[DaxDevice],
     options: &Options,
-) -> anyhow::Result<(Superblock, Summary)> {
+) -> anyhow::Result<(Superblock, LogCopy, Summary)> {
     let device = devices.first().context("no device was given")?;
     let name = device.path.display();
     let mut superblock =
-        logplay::read_superblock(root).map_err(|error| access_error(device, error))?;
+        logplay::read_superblock(opener, root).map_err(|error| access_error(device, error))?;
     if superblock.is_secondary() {
         let text =
             format!("{name} holds no log: mount the device that does, it finds this one by itself");
@@ -128,31 +221,21 @@ fn load(
     }
     require_room(device, superblock.log_len)?;
     if options.take_over {
-        logplay::take_over(root, &mut superblock, system::uuid_or_new()?)
+        logplay::take_over(opener, root, &mut superblock, system::uuid_or_new()?)
             .context("becoming the master")?;
     }
-    let role = superblock.role(system::uuid());
-    let log_mode = if role == Role::Master { 0o644 } else { 0o444 };
-    server.namespace_mut().set_log(superblock.log_len, log_mode);
-    let region = logplay::map_meta(root, ".log", superblock.log_len, false);
+    server.namespace_mut().set_superblock(&superblock);
+    let copy = LogCopy::new(&superblock)?;
+    let region = logplay::map_meta(opener, root, Meta::Log, superblock.log_len, false);
     let mut replay = Replay::new(&superblock, device.size);
     region
-        .map_err(anyhow::Error::from)
-        .and_then(|region| logplay::advance(&mut replay, &superblock, &region))
+        .and_then(|region| logplay::advance(&mut replay, &superblock, &region, &copy))
         .map_err(|error| access_error(device, error))?;
-    server.set_devices(&members::find(&superblock, &replay, devices)?);
-    let (totals, left_out) = (replay.totals, replay.findings.len());
+    let devices = members::find(&superblock, &replay, devices)?;
+    server.set_devices(devices.into_iter().map(|device| device.path).collect());
+    let summary = Summary::of(&superblock, &replay, options);
     server.namespace_mut().set_replay(replay);
-    Ok((
-        superblock,
-        Summary {
-            role,
-            writable: role == Role::Master || options.rw,
-            files: totals.files,
-            dirs: totals.dirs,
-            left_out,
-        },
-    ))
+    Ok((superblock, copy, summary))
 }
 
 /// What it means that superblock or log of `device` cannot be reached or used.

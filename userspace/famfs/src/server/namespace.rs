@@ -5,15 +5,21 @@
 //! index + [`FIRST_ENTRY`]. Nothing is ever removed, so that they need no reference counts and no generations.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use famfs_fuse::abi::{fattr, Attr, SetattrIn, ROOT_ID};
 use famfs_fuse::Errno;
 use famfs_media::{
-    Extent, Kind, Map, Node, NodeId, Replay, Tree, ALLOC_UNIT, ENTRY_BYTES, HEADER_BYTES,
-    LOG_OFFSET, SUPERBLOCK_LEN,
+    Extent, Kind, Map, Node, NodeId, Replay, Role, Superblock, Tree, ALLOC_UNIT, ENTRY_BYTES,
+    HEADER_BYTES, LOG_OFFSET, SUPERBLOCK_LEN,
 };
+
+use super::kept::Changed;
+use crate::system;
 
 /// Node id of `.meta`.
 pub const META: u64 = 2;
@@ -40,10 +46,8 @@ pub struct Namespace {
     replay: Option<Replay>,
     /// Nodes of the replay by their node id.
     entries: HashMap<u64, NodeId>,
-    /// Attributes that were changed. They live as long as the server.
-    changed: HashMap<u64, Attr>,
-    /// Time of the mount in seconds: the log has no times.
-    time: u64,
+    /// Attributes that were changed. They live as long as the mount.
+    changed: Changed,
 }
 
 /// A directory entry.
@@ -57,23 +61,32 @@ pub struct DirEntry<'a> {
 impl Namespace {
     /// A namespace of `.meta` alone.
     pub fn meta_only(log_len: u64) -> Self {
-        let time = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |now| now.as_secs());
-        let (entries, changed) = (HashMap::new(), HashMap::new());
         Self {
             log_len,
             log_mode: 0o644,
             replay: None,
-            entries,
-            changed,
-            time,
+            entries: HashMap::new(),
+            changed: Changed::default(),
         }
     }
 
-    /// Sets what the superblock says of `.meta/.log`.
-    pub fn set_log(&mut self, log_len: u64, mode: u32) {
-        (self.log_len, self.log_mode) = (log_len, mode);
+    /// Keeps changes of attributes for a successor from now on, and the paths of the daxdevs. Returns where.
+    pub fn keep(&mut self, devices: &[PathBuf]) -> io::Result<OwnedFd> {
+        self.changed.keep(devices)
+    }
+
+    /// Sets the changes that a predecessor has kept.
+    pub fn set_changed(&mut self, changed: Changed) {
+        self.changed = changed;
+    }
+
+    /// Sets what the superblock says of `.meta/.log`: its length, and that only the master may write to it.
+    pub fn set_superblock(&mut self, superblock: &Superblock) {
+        self.log_len = superblock.log_len;
+        self.log_mode = match superblock.role(system::uuid()) {
+            Role::Master => 0o644,
+            Role::Client => 0o444,
+        };
     }
 
     /// What the log has made, if this is more than `.meta`.
@@ -81,10 +94,10 @@ impl Namespace {
         self.replay.as_ref()
     }
 
-    /// Takes over the replay of the log as far as it has gone.
-    pub fn set_replay(&mut self, replay: Replay) {
+    /// Takes over the replay of the log as far as it has gone. Returns the directories that have directories in them.
+    pub fn set_replay(&mut self, replay: Replay) -> BTreeSet<u64> {
         self.replay = Some(replay);
-        self.index_new();
+        self.index_new()
     }
 
     /// Lets `advance` carry on the replay, and shows what is new even when it fails half-way. Returns the directories
@@ -188,8 +201,8 @@ impl Namespace {
 
     /// Attributes of a node.
     pub fn attr(&self, nodeid: u64) -> Result<Attr, Errno> {
-        if let Some(attr) = self.changed.get(&nodeid) {
-            return Ok(*attr);
+        if let Some(attr) = self.changed.get(nodeid) {
+            return Ok(attr);
         }
         let file = |mode: u32, size: u64, allocated: u64| (S_IFREG | mode, size, allocated, 1);
         let (mode, size, allocated, nlink) = match nodeid {
@@ -215,7 +228,7 @@ impl Namespace {
         };
         let owner = self.tree_node(nodeid).and_then(|(tree, id)| tree.get(id));
         let (uid, gid) = owner.map_or((0, 0), |node| (node.uid, node.gid));
-        let (ino, time) = (nodeid, self.time);
+        let (ino, time) = (nodeid, self.changed.time);
         let times = Attr {
             atime: time,
             mtime: time,
@@ -268,7 +281,10 @@ impl Namespace {
         } else {
             now
         };
-        self.changed.insert(nodeid, attr);
+        self.changed.set(nodeid, attr).map_err(|error| {
+            tracing::error!(%error, "changed attributes can not be kept");
+            Errno::NOSPC
+        })?;
         Ok(attr)
     }
 

@@ -20,7 +20,6 @@ use rustix::fs::OFlags;
 use super::fmap_reply;
 use super::namespace::Namespace;
 use super::stats::Counters;
-use crate::device::DaxDevice;
 
 /// How long the kernel may keep names and attributes, in seconds: a year, for nothing but the kernel itself changes
 /// them. Names that do not exist are not kept, so that new files appear at once.
@@ -61,9 +60,8 @@ impl Server {
     }
 
     /// Says which the daxdevs are. The first call counts.
-    pub fn set_devices(&self, devices: &[DaxDevice]) {
-        let paths = devices.iter().map(|device| device.path.clone());
-        let _ = self.devices.set(paths.collect());
+    pub fn set_devices(&self, paths: Vec<PathBuf>) {
+        let _ = self.devices.set(paths);
     }
 
     /// Paths of the daxdevs by index, as far as they are known.

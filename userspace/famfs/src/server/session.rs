@@ -31,12 +31,12 @@ const WORKERS: usize = 2;
 /// threads, which end when the connection does.
 #[derive(Debug)]
 pub struct Session {
-    /// For notifications.
-    channel: Option<DevFuse>,
     /// The file system context, for later changes to the superblock.
     context: Option<OwnedFd>,
     /// The mount while it is attached nowhere. Open descriptors pin it.
     mount: Option<OwnedFd>,
+    /// What the threads read from.
+    channels: Vec<Arc<DevFuse>>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -51,33 +51,50 @@ impl Session {
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .context("fsmount")?;
         let mut session = Self {
-            channel: Some(device.new_channel().context("cloning /dev/fuse")?),
             context: Some(context),
             mount: Some(mount),
+            channels: Vec::new(),
             workers: Vec::new(),
         };
-        for index in 1..WORKERS {
-            session.spawn(
-                index,
-                device.new_channel().context("cloning /dev/fuse")?,
-                server,
-            )?;
+        for _ in 1..WORKERS {
+            let channel = device.new_channel().context("cloning /dev/fuse")?;
+            session.spawn(channel, server)?;
         }
-        session.spawn(0, device, server)?;
+        session.spawn(device, server)?;
         Ok(session)
     }
 
-    fn spawn(
-        &mut self,
-        index: usize,
-        channel: DevFuse,
-        server: &Arc<Server>,
-    ) -> anyhow::Result<()> {
-        let server = Arc::clone(server);
-        let thread = thread::Builder::new().name(format!("fuse-{index}"));
+    /// Goes on with a mount that was served by another process, which is gone. What that one has read and not answered
+    /// is answered here.
+    pub fn resume(channels: Vec<DevFuse>, server: &Arc<Server>) -> anyhow::Result<Self> {
+        let mut session = Self {
+            context: None,
+            mount: None,
+            channels: Vec::new(),
+            workers: Vec::new(),
+        };
+        if let Some(channel) = channels.first() {
+            channel.resend().context("asking for requests again")?;
+        }
+        for channel in channels {
+            session.spawn(channel, server)?;
+        }
+        Ok(session)
+    }
+
+    fn spawn(&mut self, channel: DevFuse, server: &Arc<Server>) -> io::Result<()> {
+        let (channel, server) = (Arc::new(channel), Arc::clone(server));
+        self.channels.push(Arc::clone(&channel));
+        let thread = thread::Builder::new().name(format!("fuse-{}", self.workers.len()));
         self.workers
             .push(thread.spawn(move || serve(&channel, &server))?);
         Ok(())
+    }
+
+    /// Copies of the descriptors that requests are read from, for a successor.
+    pub fn channels(&self) -> io::Result<Vec<OwnedFd>> {
+        let fds = self.channels.iter().map(|channel| channel.as_fd());
+        fds.map(|fd| fd.try_clone_to_owned()).collect()
     }
 
     /// The root of the mount while it is not attached.
@@ -89,9 +106,10 @@ impl Session {
             .as_fd())
     }
 
-    /// A descriptor to send notifications through; there is one.
-    pub fn channel(&mut self) -> anyhow::Result<DevFuse> {
-        self.channel.take().context("the channel was taken")
+    /// A descriptor to send notifications through.
+    pub fn notifier(&self) -> anyhow::Result<DevFuse> {
+        let channel = self.channels.first().context("no channel")?;
+        channel.new_channel().context("cloning /dev/fuse")
     }
 
     /// Makes the superblock read-only. Nothing in it may be open for writing.
@@ -198,7 +216,9 @@ fn negotiate(device: &DevFuse) -> anyhow::Result<()> {
 
 /// Receives and answers until the connection ends.
 pub fn serve(channel: &DevFuse, server: &Server) {
-    let mut buffer = vec![0; dev::BUFFER_SIZE];
+    // Written to, so that its pages are there: the kernel fails a request whose reader is killed while it has to
+    // bring in a page to copy the request to.
+    let mut buffer = vec![1; dev::BUFFER_SIZE];
     loop {
         match channel.receive(&mut buffer) {
             Ok(Some(bytes)) => {

@@ -20,8 +20,10 @@ use rustix::net::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::control;
+use super::kept::LogCopy;
 use super::logplay::Player;
 use super::namespace::{Namespace, FIRST_ENTRY, LOG, META, SUPERBLOCK};
+use super::opener::Opener;
 use super::ops::Server;
 use super::session::serve;
 use crate::device::DaxDevice;
@@ -63,10 +65,8 @@ impl Kernel {
         )
         .unwrap();
         let server = Server::new("/dev/dax0.0".into(), failure, namespace);
-        let devices: Vec<_> = (0..devices)
-            .map(|number| DaxDevice::for_tests(number, DEVICE_SIZE))
-            .collect();
-        server.set_devices(&devices);
+        let devices = (0..devices).map(|number| DaxDevice::for_tests(number, DEVICE_SIZE).path);
+        server.set_devices(devices.collect());
         thread::spawn(move || serve(&DevFuse::from(device), &server));
         Self(kernel)
     }
@@ -391,13 +391,14 @@ fn the_control_socket_answers_what_it_knows() {
     )
     .unwrap();
     let server = Arc::new(Server::new("/dev/dax0.0".into(), None, namespace()));
+    let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
     let player = Player {
         server,
-        superblock: Superblock::parse(&read("media/superblock.bin")).unwrap(),
+        tools: Mutex::new((Opener::default(), LogCopy::new(&superblock).unwrap())),
+        superblock,
         mountpoint: "/nowhere".into(),
         device: 0,
         channel: DevFuse::from(device),
-        turn: Mutex::new(()),
     };
     let status = control::answer("status\n", &player);
     assert_eq!(
