@@ -9,6 +9,7 @@ mod demo;
 mod fmap;
 mod hostile;
 mod kmemleak;
+mod manager;
 mod module;
 mod pid1;
 mod probe;

@@ -15,6 +15,7 @@ mod failslab;
 mod failure;
 mod faults;
 mod fixture;
+mod handover;
 mod hostile;
 mod hosts;
 mod kinds;
@@ -51,6 +52,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("tool", tool::TESTS),
     ("hosts", hosts::TESTS),
     ("striped", tool::STRIPED),
+    ("handover", handover::TESTS),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
     ("poison", poison::TESTS),
