@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Child;
-use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -30,7 +30,7 @@ pub struct Ending {
 }
 
 /// Ends QEMU with the run, however the run ends.
-struct Reaper(Child);
+pub struct Reaper(pub Child);
 
 impl Drop for Reaper {
     fn drop(&mut self) {
@@ -123,6 +123,23 @@ fn read_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
         }
     });
     receiver
+}
+
+/// Sends each line with `index`, and None at the end.
+pub fn each_line(
+    stdout: impl Read + Send + 'static,
+    index: usize,
+    sender: Sender<(usize, Option<String>)>,
+) {
+    let lines = read_lines(stdout);
+    std::thread::spawn(move || {
+        for line in lines {
+            if sender.send((index, Some(line))).is_err() {
+                return;
+            }
+        }
+        let _ = sender.send((index, None));
+    });
 }
 
 /// QEMU's own complaint, if it made one.

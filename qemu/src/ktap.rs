@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reads a guest's channel: KTAP, and the comments `# step:`, `# say:`, `# why:` and `# done` of the guest's init.
+//! Reads a guest's channel: KTAP, and the comments `# step:`, `# say:`, `# why:`, `# tell:`,
+//! `# kill the other` and `# done` of the guest's init.
 
 /// What one line of the channel means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum Event {
     Step(String),
     Say(String),
     Why(String),
+    /// For the other guest, where there are two.
+    Tell(String),
+    /// The other guest is to be killed.
+    KillPeer,
     Done,
     /// Versions, blank lines, other comments.
     Other,
@@ -63,6 +68,10 @@ fn parse_comment(comment: &str) -> Event {
         Event::Say(text(rest))
     } else if let Some(rest) = comment.strip_prefix("why: ") {
         Event::Why(text(rest))
+    } else if let Some(rest) = comment.strip_prefix("tell: ") {
+        Event::Tell(text(rest))
+    } else if comment == "kill the other" {
+        Event::KillPeer
     } else if let Some(rest) = comment.strip_prefix("Subtest: ") {
         Event::Suite(text(rest))
     } else {

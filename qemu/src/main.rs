@@ -5,6 +5,7 @@ mod console;
 mod guest;
 mod image;
 mod ktap;
+mod pair;
 mod qemu;
 mod run;
 mod tally;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::topology::Topology;
+use crate::topology::{self, Topology};
 
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The first QEMU with volatile CXL memory.
@@ -24,6 +24,8 @@ pub struct Machine<'a> {
     pub console: PathBuf,
     /// More memory than the topology says, for a kernel that keeps books on all of it.
     pub roomy: bool,
+    /// A file that is this guest's NVDIMM, and another's.
+    pub nvdimm: Option<PathBuf>,
 }
 
 impl Machine<'_> {
@@ -79,6 +81,14 @@ impl Machine<'_> {
             "none",
         ]);
         command.args(self.topology.qemu);
+        if let Some(path) = &self.nvdimm {
+            let size = topology::SHARED_BYTES;
+            let path = path.display();
+            command.arg("-object").arg(format!(
+                "memory-backend-file,id=shared,share=on,mem-path={path},size={size}"
+            ));
+            command.args(["-device", "nvdimm,memdev=shared,id=nvdimm0"]);
+        }
         if self.roomy {
             // The last word on the size; what else was said with -m stays.
             command.args(["-m", "3G"]);

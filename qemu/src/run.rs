@@ -9,6 +9,7 @@ use anyhow::{bail, ensure, Context, Result};
 
 use crate::guest::{self, Limits};
 use crate::ktap::Event;
+use crate::pair::{self, SharedMemory};
 use crate::qemu::Machine;
 use crate::tally::Tally;
 use crate::topology::{self, Topology};
@@ -55,6 +56,7 @@ impl Booter {
             plan,
             console,
             roomy: false,
+            nvdimm: None,
         })
     }
 }
@@ -75,6 +77,8 @@ enum Kind {
     Tests,
     /// On the kernel without the patch, which the debug tier has none of.
     Stock,
+    /// Two guests on one memory.
+    Pair,
     /// The demo, as one test. In the debug tier alone: elsewhere it has a target of its own.
     Demo,
 }
@@ -114,6 +118,12 @@ const JOBS: &[Job] = &[
         kind: Kind::Tests,
     },
     Job {
+        name: "two",
+        topology: &topology::MASTER,
+        scenarios: "",
+        kind: Kind::Pair,
+    },
+    Job {
         name: "stock",
         topology: &topology::BARE,
         scenarios: "stock",
@@ -130,7 +140,7 @@ const JOBS: &[Job] = &[
 impl Job {
     fn is_ordered(&self, order: Order) -> bool {
         match self.kind {
-            Kind::Tests => true,
+            Kind::Tests | Kind::Pair => true,
             Kind::Stock => !order.debug,
             Kind::Demo => order.debug && (order.only.is_empty() || order.only == self.name),
         }
@@ -171,7 +181,7 @@ pub fn test(booter: &Booter, order: Order) -> Result<()> {
 
 fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Result<()> {
     let kernel = match (job.kind, &booter.stock_kernel) {
-        (Kind::Tests | Kind::Demo, _) => &booter.kernel,
+        (Kind::Tests | Kind::Pair | Kind::Demo, _) => &booter.kernel,
         (Kind::Stock, Some(kernel)) => kernel,
         (Kind::Stock, None) => {
             tally.skip(
@@ -181,6 +191,9 @@ fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Resul
             return Ok(());
         }
     };
+    if job.kind == Kind::Pair {
+        return run_pair(booter, order, tally);
+    }
     let machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
     let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
     run_machine(machine, limits, order.debug, job.name, tally)
@@ -222,6 +235,37 @@ pub fn soak(booter: &Booter, time: Duration, seed: u64, debug: bool) -> Result<(
     run_machine(machine, limits, debug, "soak", &mut tally)?;
     println!("{}", tally.summary());
     ensure!(tally.failed == 0, "the soak failed");
+    Ok(())
+}
+
+/// The tests of the two depend on each other, so they are all run or none.
+fn run_pair(booter: &Booter, order: Order, tally: &mut Tally) -> Result<()> {
+    if !"two.master two.client".contains(order.only) && !order.only.starts_with("two.") {
+        return Ok(());
+    }
+    let memory = SharedMemory::new(topology::SHARED_BYTES)?;
+    let machine = |topology: &'static Topology| -> Result<Machine> {
+        let job = Job {
+            name: "two",
+            topology,
+            scenarios: topology.name,
+            kind: Kind::Tests,
+        };
+        let plan = job.plan(Order { only: "", ..order });
+        let name = format!("two.{}", topology.name);
+        let mut machine = booter.machine(topology, &booter.kernel, &name, plan)?;
+        machine.roomy = order.debug;
+        machine.nvdimm = Some(memory.path());
+        Ok(machine)
+    };
+    let machines = [machine(&topology::MASTER)?, machine(&topology::CLIENT)?];
+    let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
+    let outcomes = pair::run([&machines[0], &machines[1]], limits)?;
+    for (name, (outcome, ending)) in ["two.master", "two.client"].iter().zip(outcomes) {
+        let mut run = tally.run(name);
+        outcome.events.iter().for_each(|event| run.record(event));
+        run.conclude(ending);
+    }
     Ok(())
 }
 

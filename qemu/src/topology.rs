@@ -60,6 +60,27 @@ pub const CXL: Topology = Topology {
     memory: "cxl",
 };
 
+/// Bytes of the memory that two hosts share: room for 1,000 files of an allocation unit and more.
+pub const SHARED_BYTES: u64 = 4 << 30;
+
+const NVDIMM: &[&str] = &["-machine", "q35,nvdimm=on", "-m", "1G,slots=2,maxmem=8G"];
+
+/// The first of two hosts with one memory, an NVDIMM.
+pub const MASTER: Topology = Topology {
+    name: "master",
+    qemu: NVDIMM,
+    kernel: &[],
+    memory: "pmem1",
+};
+
+/// The second one, which finds the namespace that the first has made.
+pub const CLIENT: Topology = Topology {
+    name: "client",
+    qemu: NVDIMM,
+    kernel: &[],
+    memory: "found1",
+};
+
 const ALL: [&Topology; 4] = [&BARE, &PMEM, &PMEM2, &CXL];
 
 /// For clap: the topology of that name.

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest's clean line to the harness: the second serial port, where no kernel message can fall between. It
-//! carries KTAP; what is not a result is a KTAP comment with one of three prefixes that the harness knows.
+//! carries KTAP; what is not a result is a KTAP comment that the harness knows.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use rustix::termios::{tcgetattr, tcsetattr, OptionalActions};
 
 const PORT: &str = "/dev/ttyS1";
@@ -45,6 +45,39 @@ impl Channel {
     /// Why the test before it failed, or why the guest gives up.
     pub fn why(&mut self, text: &str) {
         self.comment("why", text);
+    }
+
+    /// A line for the other guest.
+    pub fn tell(&mut self, text: &str) {
+        self.comment("tell", text);
+    }
+
+    /// Waits for a line from the other guest.
+    pub fn hear(&mut self) -> Result<String> {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        loop {
+            self.port.read_exact(&mut byte).context(PORT)?;
+            if byte == *b"\n" {
+                return String::from_utf8(line).context("a line from the other guest");
+            }
+            line.extend(byte);
+        }
+    }
+
+    /// Waits for this line from the other guest.
+    pub fn expect(&mut self, text: &str) -> Result<()> {
+        let heard = self.hear()?;
+        ensure!(
+            heard == text,
+            "heard {heard:?} from the other guest, not {text:?}"
+        );
+        Ok(())
+    }
+
+    /// Has the other guest killed, as by a loss of power.
+    pub fn kill_the_other(&mut self) {
+        self.line("# kill the other");
     }
 
     /// The last line of a guest that went through its whole plan.

@@ -20,6 +20,8 @@ pub enum Memory {
     None,
     /// That many pmem regions, one devdax namespace on each.
     Pmem(usize),
+    /// One devdax namespace, which another host has made.
+    Found,
     /// One region over one CXL type-3 device.
     Cxl,
 }
@@ -66,8 +68,11 @@ impl Plan {
                 Some("none") => Memory::None,
                 Some("pmem1") => Memory::Pmem(1),
                 Some("pmem2") => Memory::Pmem(2),
+                Some("found1") => Memory::Found,
                 Some("cxl") => Memory::Cxl,
-                other => bail!("famfs.memory={other:?}: expected none, pmem1, pmem2 or cxl"),
+                other => {
+                    bail!("famfs.memory={other:?}: expected none, pmem1, pmem2, found1 or cxl")
+                }
             },
             name: value("famfs.name").unwrap_or("guest").to_owned(),
             scenarios: value("famfs.scenarios")

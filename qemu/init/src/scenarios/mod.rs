@@ -31,6 +31,7 @@ mod soak;
 mod soak_client;
 mod teardown;
 mod tool;
+mod two_hosts;
 mod wrong_use;
 
 pub use protocol::is_offered;
@@ -53,6 +54,8 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("hosts", hosts::TESTS),
     ("striped", tool::STRIPED),
     ("handover", handover::TESTS),
+    ("master", two_hosts::MASTER),
+    ("client", two_hosts::CLIENT),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
     ("poison", poison::TESTS),

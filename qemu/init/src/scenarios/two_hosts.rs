@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Two hosts with one memory: what the master makes, the client sees, whatever becomes of the master. The tests of the
+//! two guests go hand in hand; what one waits for, the other tells.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use famfs_media::{entry_offset, path_bytes, Body, Entry, Extent, FileEntry, LogHeader, RawMap};
+use rustix::process::Signal;
+
+use super::fixture::{ensure_eq, ready};
+use super::tool::{at, umount, Mounted, MOUNTPOINT};
+use super::Test;
+use crate::channel::Channel;
+use crate::fmap::AU;
+use crate::runner::Guest;
+use crate::sys::{Kind, Mapping};
+use crate::tool::{famfs, getmap, server, signal_server};
+
+pub const MASTER: &[(&str, Test)] = &[
+    ("makes_a_thousand_files", makes_a_thousand_files),
+    ("makes_later_files", makes_later_files),
+    ("loses_its_server", loses_its_server),
+    ("is_killed_while_it_appends", is_killed_while_it_appends),
+];
+
+pub const CLIENT: &[(&str, Test)] = &[
+    ("sees_a_thousand_files", sees_a_thousand_files),
+    ("sees_each_later_file", sees_each_later_file),
+    (
+        "goes_on_without_the_masters_server",
+        goes_on_without_the_masters_server,
+    ),
+    (
+        "takes_over_from_a_master_that_was_killed",
+        takes_over_from_a_master_that_was_killed,
+    ),
+];
+
+/// Seconds between two looks of the client at the log.
+const INTERVAL: f64 = 0.5;
+const LATER: usize = 10;
+const SIMPLE: usize = 940;
+const INTERLEAVED: usize = 40;
+const MULTI_EXTENT: usize = 20;
+/// Where the files of several extents lie; nothing else gets there.
+const MULTI_EXTENT_AT: u64 = 3 << 30;
+
+/// Name, size and seed of the pattern of each of the thousand.
+fn thousand() -> Vec<(String, u64, usize)> {
+    let simple = (0..SIMPLE).map(|n| (format!("s{n}"), 1000 + n as u64 * 61));
+    let striped = (0..INTERLEAVED).map(|n| (format!("i{n}"), AU + 4219 + n as u64));
+    let multi = (0..MULTI_EXTENT).map(|n| (format!("m{n}"), 2 * AU + 4219 + n as u64));
+    let all = simple.chain(striped).chain(multi).enumerate();
+    all.map(|(seed, (name, size))| (name, size, seed)).collect()
+}
+
+/// Runs `famfs VERB` with `--multi` and what `value` gives for each file.
+fn multi<'a>(
+    verb: &[&str],
+    files: impl IntoIterator<Item = &'a (String, u64, usize)>,
+    value: fn(&(String, u64, usize)) -> String,
+) -> Result<()> {
+    let values: Vec<String> = files.into_iter().map(value).collect();
+    let mut args = verb.to_vec();
+    args.extend(values.iter().flat_map(|value| ["--multi", value]));
+    famfs(&args).map(drop)
+}
+
+fn create(verb: &[&str], files: &[(String, u64, usize)]) -> Result<()> {
+    multi(verb, files, |(name, size, seed)| {
+        format!("{},{size},{seed}", at(name))
+    })
+}
+
+/// Through mappings.
+fn verify(files: &[(String, u64, usize)]) -> Result<()> {
+    multi(&["verify"], files, |(name, _, seed)| {
+        format!("{},{seed}", at(name))
+    })
+}
+
+fn makes_a_thousand_files(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    channel.tell("there is a namespace");
+    let mounted = Mounted::new(guest, 1)?;
+    channel.expect("client is up")?;
+    channel.tell("there is a file system");
+    channel.expect("client has mounted")?;
+    let files = thousand();
+    let (simple, rest) = files.split_at(SIMPLE);
+    let (striped, several) = rest.split_at(INTERLEAVED);
+    create(&["creat"], simple)?;
+    create(&["creat", "--nstrips", "2"], striped)?;
+    append_with_several_extents(several)?;
+    famfs(&["logplay", MOUNTPOINT])?;
+    create(&["creat"], several).context("filling the files of several extents")?;
+    ensure_eq!(getmap(&at("i0"))?.len(), 2, "strips");
+    ensure_eq!(getmap(&at("m0"))?.len(), 3, "extents");
+    // The mount is there for the tests that follow.
+    std::mem::forget(mounted);
+    channel.tell("made");
+    channel.expect("seen")
+}
+
+/// As another tool could write them: ours gives each file one extent.
+fn append_with_several_extents(files: &[(String, u64, usize)]) -> Result<()> {
+    let log = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(at(".meta/.log"))?;
+    let mut header = [0; 48];
+    log.read_exact_at(&mut header, 0)?;
+    let header = LogHeader::decode(&header).context("log header")?;
+    let mut end = MULTI_EXTENT_AT;
+    let mut extent = || {
+        // With a gap in front of each.
+        end += 2 * AU;
+        let (devindex, offset, len) = (0, end, AU);
+        Extent {
+            devindex,
+            offset,
+            len,
+        }
+    };
+    for (seqnum, (name, size, _)) in (header.next_index..).zip(files) {
+        let body = Body::File(FileEntry {
+            size: *size,
+            flags: FileEntry::ALL_HOSTS_RW,
+            uid: 0,
+            gid: 0,
+            mode: 0o644,
+            path: path_bytes(name.as_bytes()),
+            map: RawMap::Simple {
+                nextents: 3,
+                extents: vec![extent(), extent(), extent()],
+            },
+        });
+        let offset = entry_offset(seqnum).context("log entry")?;
+        log.write_all_at(&Entry { seqnum, body }.encode(), offset)?;
+    }
+    let next = header.next_index + files.len() as u64;
+    let after = LogHeader {
+        next_seqnum: next,
+        next_index: next,
+        ..header
+    };
+    log.write_all_at(&after.encode_counters(), LogHeader::COUNTERS_AT)?;
+    Ok(())
+}
+
+fn sees_a_thousand_files(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    let ready = ready(guest)?;
+    channel.tell("client is up");
+    channel.expect("there is a file system")?;
+    fs::create_dir_all(MOUNTPOINT)?;
+    famfs(&[
+        "mount",
+        "--follow",
+        &INTERVAL.to_string(),
+        &ready.paths[0],
+        MOUNTPOINT,
+    ])?;
+    ensure_eq!(entries()?, 0, "files before the master made any");
+    channel.tell("client has mounted");
+    channel.expect("made")?;
+    let files = thousand();
+    wait_until(&at("m19"))?;
+    ensure_eq!(entries()?, 1000, "files");
+    verify(&files)?;
+    famfs(&["check", MOUNTPOINT])?;
+    channel.tell("seen");
+    Ok(())
+}
+
+/// Entries of the root, `.meta` not counted.
+fn entries() -> Result<usize> {
+    Ok(fs::read_dir(MOUNTPOINT)?.count() - 1)
+}
+
+fn wait_until(path: &str) -> Result<Duration> {
+    let start = Instant::now();
+    while !Path::new(path).exists() {
+        if start.elapsed() > Duration::from_secs(60) {
+            bail!("{path} did not appear");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(start.elapsed())
+}
+
+fn later() -> Vec<(String, u64, usize)> {
+    (0..LATER).map(|n| (format!("later{n}"), 5000, n)).collect()
+}
+
+fn makes_later_files(_guest: &Guest, channel: &mut Channel) -> Result<()> {
+    for file in later() {
+        create(&["creat"], std::slice::from_ref(&file))?;
+        channel.tell(&file.0);
+        channel.expect("seen")?;
+    }
+    Ok(())
+}
+
+/// Nobody tells the server. How long it took at most is in the guest's own time, which a busy machine stretches.
+fn sees_each_later_file(_guest: &Guest, channel: &mut Channel) -> Result<()> {
+    let mut longest = Duration::ZERO;
+    for file in later() {
+        channel.expect(&file.0)?;
+        longest = longest.max(wait_until(&at(&file.0))?);
+        verify(std::slice::from_ref(&file))?;
+        channel.tell("seen");
+    }
+    channel.step(&format!(
+        "files appeared within {longest:?}, interval {INTERVAL} s"
+    ));
+    Ok(())
+}
+
+fn loses_its_server(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    signal_server(server()?, Signal::KILL, "ZX")?;
+    channel.tell("killed");
+    channel.expect("alive")?;
+    umount()?;
+    famfs(&["mount", &guest.devices[0].path(), MOUNTPOINT])?;
+    verify(&thousand())?;
+    create(&["creat"], &[("after".to_owned(), 5000, 1)])?;
+    channel.tell("back");
+    channel.expect("seen")
+}
+
+fn goes_on_without_the_masters_server(_guest: &Guest, channel: &mut Channel) -> Result<()> {
+    let file = File::open(at("s0"))?;
+    let mapping = Mapping::new(&file, 0, 1000, Kind::SharedRead)?;
+    let before = mapping.read(0, 1000);
+    channel.expect("killed")?;
+    ensure!(
+        mapping.read(0, 1000) == before,
+        "the mapping has other bytes"
+    );
+    verify(&later())?;
+    channel.tell("alive");
+    channel.expect("back")?;
+    wait_until(&at("after"))?;
+    verify(&[("after".to_owned(), 5000, 1)])?;
+    channel.tell("seen");
+    Ok(())
+}
+
+/// Does not end by itself.
+fn is_killed_while_it_appends(_guest: &Guest, channel: &mut Channel) -> Result<()> {
+    for number in 0.. {
+        famfs(&["mkdir", &at(&format!("d{number}"))])?;
+        channel.tell(&number.to_string());
+    }
+    Ok(())
+}
+
+/// All that the master said to have made is there, in order; and the client goes on where it stopped.
+fn takes_over_from_a_master_that_was_killed(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    let last = (10 + guest.seed % 10) as usize;
+    for number in 0..last {
+        channel.expect(&number.to_string())?;
+    }
+    thread::sleep(Duration::from_millis(guest.seed % 97));
+    channel.kill_the_other();
+    // Longer than it takes; a master that lived on would go on.
+    thread::sleep(Duration::from_secs(2));
+    umount()?;
+    let device = guest.devices[0].path();
+    famfs(&["mount", "--take-over", &device, MOUNTPOINT])?;
+    let there = (0..)
+        .take_while(|number| Path::new(&at(&format!("d{number}"))).exists())
+        .count();
+    ensure!(
+        there >= last,
+        "{there} directories, the master has made {last}"
+    );
+    ensure_eq!(entries()?, 1000 + LATER + 1 + there, "entries");
+    famfs(&["mkdir", &at("mine")])?;
+    verify(&thousand())?;
+    famfs(&["fsck", MOUNTPOINT])?;
+    ensure_eq!(
+        entries()?,
+        1000 + LATER + 1 + there + 1,
+        "entries with a new one"
+    );
+    umount()
+}
