@@ -151,3 +151,7 @@ mod tests;
 #[cfg(test)]
 #[path = "log_crash_tests.rs"]
 mod crash_tests;
+
+#[cfg(test)]
+#[path = "log_kill_tests.rs"]
+mod kill_tests;
