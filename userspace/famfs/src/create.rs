@@ -279,6 +279,39 @@ mod tests {
         );
     }
 
+    /// The first entries of testdata/vectors/media/log.bin, whose placement follows from their order.
+    #[test]
+    fn entries_are_those_of_upstream_to_the_byte() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../testdata/vectors/media/log.bin"
+        );
+        let expected = fs::read(path).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LOG_LEN_MIN).unwrap();
+        let empty = LogHeader::new(LOG_LEN_MIN).encode();
+        file.write_all_at(&empty, 0).unwrap();
+        let writer = Writer::on_file(file.try_clone().unwrap(), superblock(), 16 << 30);
+        let mut plan = Plan::on(writer, None);
+        let by = |mode, id| Attributes {
+            mode,
+            uid: id,
+            gid: id,
+        };
+        plan.mkdir(b"dir1", by(0o755, 0)).unwrap();
+        plan.mkdir(b"dir1/sub", by(0o750, 1000)).unwrap();
+        let user = by(0o644, 1000);
+        plan.file(b"one_extent.bin", 5_000_000, user).unwrap();
+        let root = by(0o640, 0);
+        plan.file(b"dir1/aligned_4m.bin", 4 << 20, root).unwrap();
+        let _ = plan.publish();
+        let mut found = vec![0; 48 + 4 * 544];
+        file.read_exact_at(&mut found, 0).unwrap();
+        // Up to the counters, which say how many entries there are.
+        assert_eq!(found[..32], expected[..32]);
+        assert_eq!(found[48..], expected[48..48 + 4 * 544]);
+    }
+
     #[test]
     fn striping_reaches_the_map() {
         let striping = Striping {

@@ -277,4 +277,4 @@ fn zero(store: &impl Store, len: usize) -> anyhow::Result<()> {
 
 #[cfg(test)]
 #[path = "mkfs_tests.rs"]
-mod tests;
+pub mod tests;

@@ -37,6 +37,18 @@ fn first() -> Superblock {
     )
 }
 
+/// Writes a file system on one daxdev of `size` bytes; gives its superblock.
+pub fn make<S: Store>(superblock: &S, log: &S, size: u64) -> Superblock {
+    let dax = PrimaryDax {
+        size,
+        ..first().dax
+    };
+    let made = Superblock { dax, ..first() };
+    let plan = Plan::of(vec![made.clone()]);
+    plan.write(&[(superblock, log)]).unwrap();
+    made
+}
+
 /// Superblock and log that are full of something else.
 fn device() -> (Traced, Traced) {
     let store = |len| {

@@ -24,6 +24,8 @@ pub mod meta;
 mod namespace;
 pub mod opener;
 mod ops;
+#[cfg(test)]
+mod scale_tests;
 pub mod service;
 mod session;
 mod stats;

@@ -56,7 +56,7 @@ impl Kernel {
         Self::with(1, None, namespace())
     }
 
-    fn with(devices: u32, failure: Option<Policy>, namespace: Namespace) -> Self {
+    pub(super) fn with(devices: u32, failure: Option<Policy>, namespace: Namespace) -> Self {
         let (kernel, device) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -206,7 +206,12 @@ fn opens_keep_the_mappings_and_flush_nothing() {
 }
 
 /// Names and node ids of a directory, read in pieces of `size` bytes.
-fn list(kernel: &Kernel, dir: u64, opcode: Opcode, size: u32) -> Vec<(String, u64, u32)> {
+pub(super) fn list(
+    kernel: &Kernel,
+    dir: u64,
+    opcode: Opcode,
+    size: u32,
+) -> Vec<(String, u64, u32)> {
     let entry_len = if opcode == Opcode::ReadDirPlus {
         size_of::<EntryOut>()
     } else {
@@ -214,7 +219,7 @@ fn list(kernel: &Kernel, dir: u64, opcode: Opcode, size: u32) -> Vec<(String, u6
     };
     let (mut listed, mut offset) = (Vec::new(), 0);
     loop {
-        assert!(listed.len() < 100, "no end of the directory");
+        assert!(listed.len() < 100_000, "no end of the directory");
         let request = ReadIn {
             offset,
             size,

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Figures for a file system with 10,000 files, all of user space's part of it: everything but the kernel.
+
+use std::fs::{self, File};
+use std::time::Instant;
+
+use famfs_fuse::{map_file, Opcode};
+use famfs_media::{path_bytes, Body, FileEntry, RawMap, Replay, LOG_LEN_MIN, SUPERBLOCK_LEN};
+
+use super::namespace::Namespace;
+use super::tests::{list, Kernel};
+use crate::{log, mkfs};
+
+const FILES: u64 = 10_000;
+const DEVICE: u64 = 32 << 30;
+
+/// Resident bytes of this process.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib: u64 = line
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    kib << 10
+}
+
+fn region(dir: &tempfile::TempDir, name: &str, len: u64) -> famfs_fuse::Region {
+    let path = dir.path().join(name);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .unwrap();
+    file.set_len(len).unwrap();
+    map_file(&file, len as usize, true).unwrap()
+}
+
+#[test]
+#[ignore = "prints figures; for a release build: cargo test --release -- --ignored --nocapture ten_thousand"]
+fn ten_thousand_files() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (sb, log) = (
+        region(&dir, "superblock", SUPERBLOCK_LEN),
+        region(&dir, "log", LOG_LEN_MIN),
+    );
+    let start = Instant::now();
+    let superblock = mkfs::tests::make(&sb, &log, DEVICE);
+    println!("mkfs       {:?}", start.elapsed());
+
+    let start = Instant::now();
+    let mut space = Replay::new(&superblock, DEVICE).space;
+    let file = |number: u64| {
+        let map = space.allocate(1 + number, None, 0).unwrap();
+        Body::File(FileEntry {
+            size: 1 + number,
+            flags: FileEntry::ALL_HOSTS_RW,
+            uid: 0,
+            gid: 0,
+            mode: 0o644,
+            path: path_bytes(format!("file-{number:05}").as_bytes()),
+            map: RawMap::from(&map),
+        })
+    };
+    let bodies: Vec<Body> = (0..FILES).map(file).collect();
+    let header = log::header(&log, &superblock).unwrap();
+    log::append(&log, &header, bodies).unwrap();
+    println!("append     {:?}", start.elapsed());
+
+    let (start, before) = (Instant::now(), resident());
+    let mut replay = Replay::new(&superblock, DEVICE);
+    let header = log::header(&log, &superblock).unwrap();
+    log::catch_up(&log, &header, &mut replay).unwrap();
+    let mut namespace = Namespace::meta_only(superblock.log_len);
+    namespace.set_replay(replay);
+    println!("mount      {:?}", start.elapsed());
+    let bytes = resident().saturating_sub(before);
+    println!(
+        "memory     {} bytes for each file, what was freed again included",
+        bytes / FILES
+    );
+
+    let start = Instant::now();
+    let kernel = Kernel::with(1, None, namespace);
+    let listed = list(&kernel, 1, Opcode::ReadDirPlus, 1 << 15);
+    println!("list       {:?}", start.elapsed());
+    assert_eq!(listed.len() as u64, FILES + 3);
+}
