@@ -157,6 +157,27 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_dies_while_it_is_taken_is_refused() -> Result {
+        let bench = bench()?;
+        let jobs = Jobs::new()?;
+        let lock = bench.dax.lock();
+        let taking = bench.clone();
+        jobs.spawn(move || match taking.conn.push(&taking.dax, 7) {
+            Err(error) if error == ENODEV => Ok(()),
+            _ => Err(EIO),
+        })?;
+        // It has seen a device that is alive, and there is no holder yet to be told.
+        assert!(jobs.settle(1));
+        bench.dax.kill();
+        drop(lock);
+        assert!(Jobs::reach(&jobs.done, 1));
+        assert_eq!(jobs.failed.load(Acquire), 0);
+        assert!(!bench.dax.is_held());
+        assert!(bench.conn.mount().get(7).is_none());
+        Ok(())
+    }
+
+    #[test]
     fn a_failure_does_not_wait_for_a_mount() -> Result {
         let bench = bench()?;
         bench.conn.push(&bench.dax, 0)?;
