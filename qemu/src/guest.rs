@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One run of a guest: its events as they come, time limits, its end, its console log.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use crate::console::Console;
 use crate::ktap::{self, Event, Outcome, TestResult};
 use crate::qemu::Machine;
+use crate::qmp::Qmp;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -45,12 +46,20 @@ pub fn run(machine: &Machine, limits: Limits, mut on_event: impl FnMut(&Event)) 
     let mut console = Console::new(machine.console.clone());
     // A log from before would be taken for this run's.
     let _ = std::fs::remove_file(&console.path);
-    let mut faults = follow(machine.start()?, limits, |event| match event {
-        Event::Result(result) if result.depth == 0 => {
-            judge(result, console.new_defects(), &mut on_event);
-        }
-        event => on_event(event),
-    })?;
+    let socket = machine.qmp_socket();
+    let mut qmp = Qmp::new(&socket);
+    let ask = |command: &str| qmp.execute(command);
+    let mut faults = follow(
+        machine.start(Some(&socket))?,
+        limits,
+        ask,
+        |event| match event {
+            Event::Result(result) if result.depth == 0 => {
+                judge(result, console.new_defects(), &mut on_event);
+            }
+            event => on_event(event),
+        },
+    )?;
     faults.extend(console.last_defects());
     Ok(Ending {
         faults,
@@ -69,10 +78,17 @@ fn judge(result: &TestResult, defects: Vec<String>, on_event: &mut impl FnMut(&E
     }
 }
 
-/// Reads the channel, the child's standard output, to its end; gives what was wrong with it.
-fn follow(child: Child, limits: Limits, mut on_event: impl FnMut(&Event)) -> Result<Vec<String>> {
+/// Reads the channel, the child's standard output, to its end; gives what was wrong with it. The answers of `ask` to
+/// the guest's commands go back through its standard input.
+fn follow(
+    child: Child,
+    limits: Limits,
+    mut ask: impl FnMut(&str) -> String,
+    mut on_event: impl FnMut(&Event),
+) -> Result<Vec<String>> {
     let mut child = Reaper(child);
     let stdout = child.0.stdout.take().context("QEMU without output")?;
+    let mut stdin = child.0.stdin.take().context("QEMU without input")?;
     let lines = read_lines(stdout);
     let started = Instant::now();
     let mut step = "boot".to_owned();
@@ -86,6 +102,8 @@ fn follow(child: Child, limits: Limits, mut on_event: impl FnMut(&Event)) -> Res
                 match &event {
                     Event::Step(text) => step.clone_from(text),
                     Event::Done => complete = true,
+                    // A guest that is gone is found out by its silence.
+                    Event::Qmp(command) => drop(writeln!(stdin, "{}", ask(command))),
                     _ => (),
                 }
                 on_event(&event);
@@ -164,6 +182,7 @@ mod tests {
     fn follow_script(script: &str, total: u64, silence: u64) -> (Vec<String>, usize) {
         let child = Command::new("sh")
             .args(["-c", script])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -173,7 +192,8 @@ mod tests {
             silence: Duration::from_millis(silence),
         };
         let mut events = 0;
-        let faults = follow(child, limits, |_| events += 1).unwrap();
+        let ask = |command: &str| format!("answer to {command}");
+        let faults = follow(child, limits, ask, |_| events += 1).unwrap();
         (faults, events)
     }
 
@@ -181,6 +201,12 @@ mod tests {
     fn a_whole_run_has_no_fault() {
         let script = "echo '# step: a'; echo 'ok 1 a'; echo '# done'";
         assert_eq!(follow_script(script, 5000, 5000), (vec![], 3));
+    }
+
+    #[test]
+    fn a_guest_gets_its_answers() {
+        let script = r#"echo '# qmp: {"a":1}'; read answer; [ "$answer" = 'answer to {"a":1}' ] && echo '# done'"#;
+        assert_eq!(follow_script(script, 5000, 5000), (vec![], 2));
     }
 
     #[test]

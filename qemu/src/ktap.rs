@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reads a guest's channel: KTAP, and the comments `# step:`, `# say:`, `# why:`, `# tell:`,
+//! Reads a guest's channel: KTAP, and the comments `# step:`, `# say:`, `# why:`, `# qmp:`, `# tell:`,
 //! `# kill the other` and `# done` of the guest's init.
 
 /// What one line of the channel means.
@@ -17,6 +17,8 @@ pub enum Event {
     Tell(String),
     /// The other guest is to be killed.
     KillPeer,
+    /// A command for QEMU, which the guest waits for.
+    Qmp(String),
     Done,
     /// Versions, blank lines, other comments.
     Other,
@@ -72,6 +74,8 @@ fn parse_comment(comment: &str) -> Event {
         Event::Tell(text(rest))
     } else if comment == "kill the other" {
         Event::KillPeer
+    } else if let Some(rest) = comment.strip_prefix("qmp: ") {
+        Event::Qmp(text(rest))
     } else if let Some(rest) = comment.strip_prefix("Subtest: ") {
         Event::Suite(text(rest))
     } else {

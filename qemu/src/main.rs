@@ -7,6 +7,7 @@ mod image;
 mod ktap;
 mod pair;
 mod qemu;
+mod qmp;
 mod run;
 mod tally;
 mod tools;

@@ -93,7 +93,7 @@ fn zip<A, B>([a0, a1]: [A; 2], [b0, b1]: [B; 2]) -> [(A, B); 2] {
 }
 
 fn start(index: usize, machine: &Machine, sender: &Sender<Line>) -> Result<Side> {
-    let mut child = machine.start()?;
+    let mut child = machine.start(None)?;
     let stdout = child.stdout.take().context("QEMU without output")?;
     let stdin = child.stdin.take().context("QEMU without input")?;
     crate::guest::each_line(stdout, index, sender.clone());

@@ -29,8 +29,8 @@ pub struct Machine<'a> {
 }
 
 impl Machine<'_> {
-    /// A guest whose channel is the child's standard output.
-    pub fn start(&self) -> Result<Child> {
+    /// A guest whose channel is the child's standard output. QEMU listens for QMP at `qmp`.
+    pub fn start(&self, qmp: Option<&Path>) -> Result<Child> {
         let mut command = self.command();
         command
             .arg("-serial")
@@ -41,11 +41,22 @@ impl Machine<'_> {
             "-serial",
             "chardev:channel",
         ]);
+        if let Some(qmp) = qmp {
+            let socket = format!("unix:{},server=on,wait=off", qmp.display());
+            command.args(["-qmp", &socket]);
+        }
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command.spawn().with_context(not_found)
+    }
+
+    /// Where QEMU may listen for QMP. A socket's path must be short, and that of the logs need not be.
+    pub fn qmp_socket(&self) -> PathBuf {
+        let name = self.console.file_stem().unwrap_or_default();
+        let name = name.to_string_lossy();
+        std::env::temp_dir().join(format!("famfs-{}-{name}.qmp", std::process::id()))
     }
 
     /// A guest whose first serial port is the user's terminal, until it powers off.

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest's clean line to the harness: the second serial port, where no kernel message can fall between. It
-//! carries KTAP; what is not a result is a KTAP comment that the harness knows.
+//! carries KTAP; what is not a result is a KTAP comment that the harness knows. The way back carries lines of the other
+//! guest, and answers of QEMU.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use rustix::termios::{tcgetattr, tcsetattr, OptionalActions};
+use serde_json::Value;
 
 const PORT: &str = "/dev/ttyS1";
 
@@ -78,6 +80,17 @@ impl Channel {
     /// Has the other guest killed, as by a loss of power.
     pub fn kill_the_other(&mut self) {
         self.line("# kill the other");
+    }
+
+    /// Has QEMU execute a command, {"execute": ..., "arguments": ...}; gives what it returns. Not for
+    /// guests with another one beside them, whose lines come the same way.
+    pub fn qmp(&mut self, command: &Value) -> Result<Value> {
+        self.comment("qmp", &command.to_string());
+        let mut answer: Value = serde_json::from_str(&self.hear()?).context("QMP")?;
+        match answer.get_mut("return") {
+            Some(value) => Ok(value.take()),
+            None => bail!("QEMU refused {command}: {answer}"),
+        }
     }
 
     /// The last line of a guest that went through its whole plan.
