@@ -114,7 +114,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "cxl",
         topology: &topology::CXL,
-        scenarios: "contents,tool,poison,removal_cxl",
+        scenarios: "contents,tool,poison,poison_cxl,removal_cxl",
         kind: Kind::Tests,
     },
     Job {

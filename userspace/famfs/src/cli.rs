@@ -9,8 +9,8 @@ use famfs_media::Interleave;
 
 use crate::server::opener;
 use crate::{
-    check, chkread, cp, creat, df, dump, exit, flush, fmap, fsck, getmap, handover, logplay, ls,
-    mkdir, mkfs, mount, size, status, verify,
+    check, chkread, clear_error, cp, creat, df, dump, exit, flush, fmap, fsck, getmap, handover,
+    logplay, ls, mkdir, mkfs, mount, size, status, verify,
 };
 
 /// Files on fabric-attached memory: tools and server.
@@ -70,6 +70,8 @@ pub enum Verb {
     Status(status::Args),
     /// Let the server of a mount read new log entries.
     Logplay(logplay::Args),
+    /// Let a mount use memory again that had errors and was repaired.
+    ClearError(clear_error::Args),
 }
 
 /// Owner and mode of what is created.
@@ -161,6 +163,7 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Fmap(args) => fmap::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Logplay(args) => logplay::run(&args),
+        Verb::ClearError(args) => clear_error::run(&args),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod check;
 mod chkread;
+mod clear_error;
 mod cli;
 mod cp;
 mod creat;

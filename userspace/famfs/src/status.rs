@@ -76,7 +76,7 @@ fn of_mount(mount: &Mount) -> anyhow::Result<Value> {
 /// What the module's file says: maps that are cached, their memory, and what has failed.
 fn kernel(text: &str) -> Value {
     let (mut fmaps, mut bytes, mut suspect) = (0u64, 0u64, 0u64);
-    let mut failures = Vec::new();
+    let (mut policies, mut failures) = (Vec::new(), Vec::new());
     let mut device = "";
     for line in text.lines() {
         let mut words = line.split(' ');
@@ -86,6 +86,7 @@ fn kernel(text: &str) -> Value {
         match kind {
             "daxdev" => {
                 device = field("name").trim_matches('"');
+                policies.push(field("policy"));
                 if field("state") != "ok" {
                     failures.push(json!({ "device": device, "state": field("state") }));
                 }
@@ -102,7 +103,10 @@ fn kernel(text: &str) -> Value {
             _ => {}
         }
     }
-    json!({ "fmaps": fmaps, "fmap_bytes": bytes, "suspect_files": suspect, "failures": failures })
+    json!({
+        "fmaps": fmaps, "fmap_bytes": bytes, "suspect_files": suspect,
+        "policies": policies, "failures": failures,
+    })
 }
 
 /// A line for each field; those of objects are indented.
@@ -139,12 +143,13 @@ mod tests {
         let text = "daxdev index=0 name=\"/dev/dax0.0\" state=ok policy=device\n\
             fmap ino=3 size=2097152 kind=simple extents=1 daxdevs=1 bytes=88 suspect=0\n\
             fmap ino=16 size=9 kind=simple extents=1 daxdevs=1 bytes=88 suspect=1\n\
-            daxdev index=1 name=\"/dev/dax1.0\" state=poisoned\n\
+            daxdev index=1 name=\"/dev/dax1.0\" state=failed policy=range\n\
             poison offset=0x200000 len=0x1000\n";
         let expected = json!({
             "fmaps": 2, "fmap_bytes": 176, "suspect_files": 1,
+            "policies": ["device", "range"],
             "failures": [
-                { "device": "/dev/dax1.0", "state": "poisoned" },
+                { "device": "/dev/dax1.0", "state": "failed" },
                 { "device": "/dev/dax1.0", "offset": "0x200000", "len": "0x1000" },
             ],
         });

@@ -67,6 +67,12 @@ impl DevFuse {
         Ok(number.and_then(|number| number.trim().parse().ok()))
     }
 
+    /// Has the mount use the memory of its daxdev `index`, which is `device`, as if it had never failed. NotFound if
+    /// it has no such daxdev yet.
+    pub fn forget_errors(&self, device: BorrowedFd<'_>, index: u16) -> io::Result<()> {
+        ioctl::forget_errors(self.as_fd(), device, index)
+    }
+
     /// Waits for a request and reads it into `buffer`. `None` means that the connection is gone: unmounted or aborted.
     pub fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
         loop {

@@ -17,6 +17,10 @@ use rustix::ioctl::{ioctl, opcode, Opcode, Setter};
 const DEV_IOC_MAGIC: u8 = 229;
 /// `FUSE_DEV_IOC_CLONE`: declared as a read although the kernel takes the descriptor from the argument.
 const DEV_IOC_CLONE: Opcode = opcode::read::<u32>(DEV_IOC_MAGIC, 0);
+/// `FUSE_DEV_IOC_DAXDEV_OPEN`, docs/abi.md section 1.1.
+const DEV_IOC_DAXDEV_OPEN: Opcode = opcode::write::<BackingMap>(DEV_IOC_MAGIC, 4);
+/// In its flags: no device is added; the memory errors of the one that is there are forgotten.
+const DAXDEV_FORGET: u32 = 4;
 /// Bytes that one cache instruction covers.
 const LINE: usize = 64;
 
@@ -25,6 +29,31 @@ pub fn clone_connection(channel: BorrowedFd<'_>, source: BorrowedFd<'_>) -> io::
     let source = u32::try_from(source.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: The kernel reads one u32 from the argument and keeps no pointer to it.
     unsafe { ioctl(channel, Setter::<DEV_IOC_CLONE, u32>::new(source)) }?;
+    Ok(())
+}
+
+/// `struct fuse_backing_map`, as FUSE_DEV_IOC_DAXDEV_OPEN understands it.
+#[repr(C)]
+struct BackingMap {
+    fd: i32,
+    flags: u32,
+    daxdev_index: u64,
+}
+
+/// Has the mount behind `channel` forget the memory errors of its daxdev `index`, which is `device`.
+pub fn forget_errors(
+    channel: BorrowedFd<'_>,
+    device: BorrowedFd<'_>,
+    index: u16,
+) -> io::Result<()> {
+    let map = BackingMap {
+        fd: device.as_raw_fd(),
+        flags: DAXDEV_FORGET,
+        daxdev_index: index.into(),
+    };
+    // SAFETY: The kernel reads a `struct fuse_backing_map`, which `BackingMap` is laid out as, and keeps no pointer
+    // to it.
+    unsafe { ioctl(channel, Setter::<DEV_IOC_DAXDEV_OPEN, BackingMap>::new(map)) }?;
     Ok(())
 }
 

@@ -59,6 +59,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
     ("poison", poison::TESTS),
+    ("poison_cxl", poison::CXL),
     ("failslab", failslab::TESTS),
     ("cycles", cycles::TESTS),
     ("soak", soak::TESTS),

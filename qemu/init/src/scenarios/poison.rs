@@ -6,9 +6,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
+use serde_json::{json, Value};
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, first_difference, pattern, ready, Ready};
+use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::fmap::{extent, Fmap, AU};
@@ -16,7 +18,7 @@ use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::server::{ServedFile, TestFs};
 use crate::sys::{scan_pages, Kind, Mapping, PAGE_IS_HUGE};
-use crate::tool::debugfs_file;
+use crate::tool::{debugfs_file, famfs, getmap, run};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("one_page_is_lost", one_page_is_lost),
@@ -24,7 +26,11 @@ pub const TESTS: &[(&str, Test)] = &[
     ("nobody_met_it", nobody_met_it),
     ("open_while_memory_fails", open_while_memory_fails),
     ("forgotten_errors", forgotten_errors),
+    ("cleared_by_the_tool", cleared_by_the_tool),
 ];
+
+/// For guests with a CXL memory device.
+pub const CXL: &[(&str, Test)] = &[("poison_in_the_device", poison_in_the_device)];
 
 const EHWPOISON: i32 = libc::EHWPOISON;
 const PAGE: u64 = 4096;
@@ -362,4 +368,91 @@ fn forgotten_errors(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     );
     drop((user, patient));
     setup.fs.umount().context("umount")
+}
+
+/// `famfs mount --failure range`, an error, its place in `famfs status`, `famfs clear-error`.
+fn cleared_by_the_tool(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    umount()?;
+    let device = mounted.ready.paths.first().context("no daxdev")?.clone();
+    famfs(&["mount", "--failure", "range", &device, MOUNTPOINT])?;
+    famfs(&["cp", &source("lost", 2 * AU)?, MOUNTPOINT])?;
+    let (_, offset, _) = *getmap(&at("lost"))?.first().context("no extent")?;
+    let hit = offset + 5 * PAGE;
+    report_error(mounted.ready.raw(0)?.pfn(hit))?;
+    let errno = |pos| {
+        let file = File::open(at("lost"))?;
+        let read = file.read_at(&mut [0; 8], pos);
+        anyhow::Ok(read.err().and_then(|error| error.raw_os_error()))
+    };
+    ensure_eq!(errno(5 * PAGE)?, Some(EHWPOISON), "pread of the lost page");
+    ensure_eq!(errno(6 * PAGE)?, None, "pread behind it");
+    let status: Value = serde_json::from_str(&famfs(&["status", "--json", MOUNTPOINT])?)?;
+    ensure_eq!(status["failure"], "range", "the policy that status shows");
+    let shown = json!({ "device": device, "offset": format!("{hit:#x}"), "len": "0x1000" });
+    let failures = &status["kernel"]["failures"];
+    ensure_eq!(failures[1], shown, "the range that status shows");
+    let said = famfs(&["clear-error", MOUNTPOINT])?;
+    ensure!(said.contains(&device), "clear-error says {said:?}");
+    ensure_eq!(errno(5 * PAGE)?, None, "pread after clear-error");
+    famfs(&["chkread", &at("lost")])?;
+    umount()?;
+    run("famfs", &["clear-error", MOUNTPOINT])?.expect_failure(3, "neither mount point nor device")
+}
+
+/// Poison that QEMU puts into the CXL device: it is in the device's list of media errors, memory_failure() at its
+/// address has the answers of any other memory, and what the device clears is used again.
+fn poison_in_the_device(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    let mut setup = Setup::new(guest, RANGE)?;
+    let at = AU + 11 * PAGE;
+    // One device, one region, no interleaving: dax offset and device address are one.
+    let address = FILE_AT + at + 128;
+    ensure_eq!(media_errors()?, json!([]), "media errors at first");
+    channel.qmp(&json!({
+        "execute": "cxl-inject-poison",
+        "arguments": { "path": "/machine/peripheral/cxl-vmem0", "start": address, "length": 64 },
+    }))?;
+    let errors = media_errors()?;
+    ensure_eq!(
+        errors,
+        json!([{ "offset": address, "length": 64, "source": "Internal" }]),
+        "media errors"
+    );
+
+    let (mut user, user_address) = setup.user("file", Kind::SharedWrite)?;
+    let (mut other, other_address) = setup.user("file", Kind::SharedWrite)?;
+    report_error(setup.pfn(at)?)?;
+    expect_lost(&mut user, user_address, at)?;
+    expect_lost(&mut other, other_address, at).context("the other process")?;
+    setup.expect_the_rest(Some(at))?;
+    drop((user, other));
+
+    let clear = "/sys/kernel/debug/cxl/mem0/clear_poison";
+    std::fs::write(clear, format!("{address:#x}")).context(clear)?;
+    ensure_eq!(media_errors()?, json!([]), "media errors in the end");
+    let device = File::open(setup.ready.paths.first().context("no daxdev")?)?;
+    setup.fs.push_raw(device.as_raw_fd(), FORGET, 0)?;
+    // The device has zeroed what it cleared; the file is written anew.
+    let fmap = &setup.fmaps[0];
+    ensure_eq!(
+        setup.ready.raw_bytes(fmap, at + 128, 64)?,
+        [0; 64],
+        "what was cleared"
+    );
+    let file = setup.fs.open_rw("file")?;
+    file.write_all_at(&pattern(at, PAGE as usize), at)?;
+    drop(file);
+    setup.expect_the_rest(None)?;
+    setup.fs.umount().context("umount")
+}
+
+/// What the first memory device lists as poisoned; cxl leaves an empty list out.
+fn media_errors() -> Result<Value> {
+    let listed = run("cxl", &["list", "--memdev=mem0", "--media-errors"])?.expect_success()?;
+    let mut listed: Value =
+        serde_json::from_str(&listed).with_context(|| format!("cxl list printed {listed:?}"))?;
+    Ok(match listed[0]["media_errors"].take() {
+        Value::Null => json!([]),
+        errors => errors,
+    })
 }

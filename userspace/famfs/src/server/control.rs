@@ -6,9 +6,12 @@
 //! status              what the server has and has done
 //! logplay TARGET      the log is replayed, until TARGET entries are known at least
 //! handover PROGRAM    PROGRAM is started and takes over
+//! clear-error         the kernel forgets memory errors of the mount
 //! ```
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -128,8 +131,36 @@ pub(super) fn answer(line: &str, player: &Player) -> Value {
             Some(Err(error)) => error_reply(&error),
             None => json!({ "error": format!("{target:?} is not a number") }),
         },
+        ["clear-error"] => match clear_errors(player) {
+            Ok(devices) => json!({ "devices": devices }),
+            Err(error) => error_reply(&error),
+        },
         _ => json!({ "error": format!("no such request: {:?}", line.trim_end()) }),
     }
+}
+
+/// Has the kernel use all memory of the mount again. Returns the daxdevs that it has.
+fn clear_errors(player: &Player) -> anyhow::Result<Vec<&Path>> {
+    let mut cleared = Vec::new();
+    for (index, path) in (0..=u16::MAX).zip(player.server.devices()) {
+        let context = || format!("memory errors of {}", path.display());
+        let device = File::open(path).with_context(context)?;
+        match player.channel.forget_errors(device.as_fd(), index) {
+            Ok(()) => cleared.push(path.as_path()),
+            // No file there was opened yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            Err(error) => return Err(error).with_context(context),
+        }
+    }
+    Ok(cleared)
+}
+
+/// Has the server of `device` clear the errors of its mount. Returns paths of daxdevs.
+pub fn clear_error(device: &Path) -> anyhow::Result<Vec<String>> {
+    let reply = ask(device, "clear-error", TIMEOUT)?;
+    let devices = reply.get("devices").and_then(Value::as_array);
+    let paths = devices.into_iter().flatten().filter_map(Value::as_str);
+    Ok(paths.map(str::to_owned).collect())
 }
 
 /// What the server of `device` tells about itself.

@@ -395,7 +395,7 @@ fn the_control_socket_answers_what_it_knows() {
         None,
     )
     .unwrap();
-    let server = Arc::new(Server::new("/dev/dax0.0".into(), None, namespace()));
+    let server = Arc::new(Server::new("/nowhere/dax0.0".into(), None, namespace()));
     let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
     let player = Player {
         server,
@@ -411,6 +411,11 @@ fn the_control_socket_answers_what_it_knows() {
         (&7.into(), &10.into())
     );
     let error = |line| control::answer(line, &player)["error"].to_string();
+    let missing = error("clear-error\n");
+    assert!(
+        missing.contains("memory errors of /nowhere/dax0.0: No such file"),
+        "{missing}"
+    );
     assert_eq!(error("logplay x\n"), r#""\"x\" is not a number""#);
     assert_eq!(
         error("status now\n"),
