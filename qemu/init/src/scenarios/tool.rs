@@ -26,6 +26,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("interleaved_file", interleaved_file),
     ("many_files_at_once", many_files_at_once),
     ("lists_and_sums", lists_and_sums),
+    ("a_program_runs_from_famfs", a_program_runs_from_famfs),
     ("killed_server", killed_server),
 ];
 
@@ -302,6 +303,23 @@ fn lists_and_sums(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         status["kernel"]["failures"],
         serde_json::json!([]),
         "failures"
+    );
+    Ok(())
+}
+
+/// Its text is mapped from the memory itself.
+fn a_program_runs_from_famfs(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let _mounted = Mounted::new(guest, 1)?;
+    let program = at("busybox");
+    famfs(&["cp", "--mode", "0755", "/usr/bin/busybox", &program])?;
+    let said = run(&program, &["echo", "from famfs"])?.expect_success()?;
+    ensure_eq!(said, "from famfs\n", "output");
+    let said = run(&program, &["sha256sum", &program, "/usr/bin/busybox"])?.expect_success()?;
+    let mut sums = said.lines().filter_map(|line| line.split(' ').next());
+    ensure!(
+        sums.next()
+            .is_some_and(|sum| sum.len() == 64 && sums.next() == Some(sum)),
+        "checksums: {said}"
     );
     Ok(())
 }
