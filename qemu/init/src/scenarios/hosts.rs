@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
+use serde_json::Value;
 
 use super::fixture::{ensure_eq, pattern};
 use super::tool::{at, umount, Mounted, MOUNTPOINT};
@@ -20,6 +21,7 @@ use crate::runner::Guest;
 use crate::tool::{famfs, run};
 
 pub const TESTS: &[(&str, Test)] = &[
+    ("image_of_upstream_is_listed", image_of_upstream_is_listed),
     ("client_follows_the_log", client_follows_the_log),
     ("client_waits_for_logplay", client_waits_for_logplay),
     ("client_is_read_only", client_is_read_only),
@@ -36,6 +38,7 @@ const OTHER_UUID: &str = "00000000-0000-4000-8000-0000000000aa";
 /// Where the two counters are on device 0.
 const COUNTERS: u64 = AU + 32;
 const PERMISSION: i32 = 5;
+const CORRUPT: i32 = 8;
 
 /// A file system that this host has made; from then on it is another host, until this is dropped.
 struct Client {
@@ -101,6 +104,61 @@ fn appears(path: &str) -> Result<()> {
         thread::sleep(Duration::from_millis(20));
     }
     anyhow::bail!("{path} did not appear within 20 s")
+}
+
+/// Superblock and log that upstream's code wrote, for a larger device: what fits on this one is there, as the manifest
+/// says, and the rest is left out.
+fn image_of_upstream_is_listed(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &[], 0)?;
+    client.raw()?.write(
+        0,
+        include_bytes!("../../../../testdata/vectors/media/superblock.bin"),
+    )?;
+    client.raw()?.write(
+        AU,
+        include_bytes!("../../../../testdata/vectors/media/log.bin"),
+    )?;
+    client.mount(&[])?;
+    let manifest = include_str!("../../../../testdata/vectors/manifest.json");
+    let manifest: Value = serde_json::from_str(manifest)?;
+    let vectors = manifest["vectors"].as_array().context("no vectors")?;
+    let log = vectors
+        .iter()
+        .find(|vector| vector["file"] == "media/log.bin");
+    let entries = log.context("no log.bin")?["decoded"]["entries"].as_array();
+    let size = guest.devices[0].size()?;
+    let (mut there, mut left_out) = (0, 0);
+    for entry in entries.context("no entries")? {
+        let path = at(entry["relpath"].as_str().context("no path")?);
+        let ends = ["extents", "strips"]
+            .iter()
+            .filter_map(|key| entry[*key].as_array())
+            .flatten();
+        let mut ends = ends.filter_map(|e| Some(e["offset"].as_u64()? + e["len"].as_u64()?));
+        if ends.any(|end| end > size) {
+            ensure!(
+                !Path::new(&path).exists(),
+                "{path} does not fit on the device"
+            );
+            left_out += 1;
+            continue;
+        }
+        there += 1;
+        let meta = fs::metadata(&path).with_context(|| path.clone())?;
+        let mode = format!("{:04o}", meta.mode() & 0o7777);
+        ensure_eq!(entry["mode"], mode.as_str(), "mode of {path}");
+        ensure_eq!(entry["uid"], meta.uid(), "owner of {path}");
+        ensure_eq!(entry["gid"], meta.gid(), "group of {path}");
+        if meta.is_file() {
+            ensure_eq!(entry["size"], meta.len(), "size of {path}");
+        }
+    }
+    ensure_eq!(
+        (there, left_out),
+        (6, 4),
+        "entries that are there, and left out"
+    );
+    run("famfs", &["fsck", MOUNTPOINT])?.expect_failure(CORRUPT, "4 log entries are wrong")
 }
 
 fn client_follows_the_log(guest: &Guest, _channel: &mut Channel) -> Result<()> {
