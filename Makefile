@@ -39,7 +39,7 @@ cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
 harness = $(call cargo,qemu) run --release --quiet --
 
 .PHONY: help all packages kernel fusedax-check modules userspace harness initrd demo shell \
-	test test-host test-fuzz test-vm test-debug soak soak-vm fuzz lint where tools clean distclean
+	test test-host test-fuzz test-vm test-debug soak soak-vm fuzz lint where install tools clean distclean
 
 help:
 	@echo 'famfs-rs: shared memory as files'
@@ -61,6 +61,7 @@ help:
 	@echo '  make soak        MINUTES=20 of everything that can happen to a mount, there, from SEED='
 	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
 	@echo '  make -s where    NAME=path of each thing that is built'
+	@echo '  make install     famfs, its links, man pages, completions and systemd unit (PREFIX, DESTDIR)'
 	@echo '  make packages    what this machine needs (as root: installs it)'
 	@echo '  make tools       cargo-make, for the task graph in Makefile.toml'
 	@echo '  make clean       what was built in this tree; distclean: the cache as well'
@@ -139,6 +140,23 @@ test:
 
 where:
 	@$(foreach name,$(outputs),echo '$(name)=$($(name))';)
+
+PREFIX ?= /usr
+unitdir ?= $(PREFIX)/lib/systemd/system
+
+install:
+	@[ -x $(FAMFS) ] || { echo 'first, as a user: make userspace'; exit 1; }
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(FAMFS)
+	install -d $(DESTDIR)$(PREFIX)/sbin
+	$(foreach name,mkfs fsck mount,ln -sf ../bin/famfs $(DESTDIR)$(PREFIX)/sbin/$(name).famfs;)
+	install -D -m 644 -t $(DESTDIR)$(unitdir) userspace/famfs/systemd/famfs@.service
+	sed -i 's,/usr/bin/famfs,$(PREFIX)/bin/famfs,' $(DESTDIR)$(unitdir)/famfs@.service
+	docs=$$(mktemp -d) && $(FAMFS) docs $$docs && cd $$docs && \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 man1/* && \
+		install -D -m 644 bash/famfs.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/famfs && \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions zsh/_famfs && \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d fish/famfs.fish && \
+		rm -r $$docs
 
 tools: packages
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/host-packages.sh tools

@@ -7,16 +7,17 @@ use std::path::Path;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use famfs_media::Interleave;
 
+use crate::mount_helper::{self, Wish};
 use crate::server::opener;
 use crate::{
-    check, chkread, clear_error, cp, creat, df, dump, exit, flush, fmap, fsck, getmap, handover,
-    logplay, ls, mkdir, mkfs, mount, size, status, verify,
+    check, chkread, clear_error, cp, creat, df, docs, dump, exit, flush, fmap, fsck, getmap,
+    handover, logplay, ls, mkdir, mkfs, mount, size, status, verify,
 };
 
 /// Files on fabric-attached memory: tools and server.
 #[derive(Parser)]
 #[command(name = "famfs", version, after_long_help = exit::TABLE, arg_required_else_help = true)]
-struct Cli {
+pub struct Cli {
     /// Say more on stderr; twice for still more. RUST_LOG overrides it.
     #[arg(short, long, global = true, action = ArgAction::Count, display_order = 100)]
     verbose: u8,
@@ -34,6 +35,9 @@ pub enum Verb {
     /// The server's process, started by mount.
     #[command(hide = true)]
     Serve(mount::ServeArgs),
+    /// Write man pages and shell completions.
+    #[command(hide = true)]
+    Docs(docs::Args),
     /// A process of the server, which opens files for it.
     #[command(hide = true)]
     OpenMeta,
@@ -121,10 +125,41 @@ fn parse_mode(text: &str) -> Result<u32, String> {
     }
 }
 
-/// The verb to run and how much to say. A program name such as `mkfs.famfs` stands for the verb before the dot.
-pub fn parse(args: impl Iterator<Item = OsString>) -> (Verb, u8) {
-    let cli = Cli::parse_from(with_verb(args.collect()));
-    (cli.verb, cli.verbose)
+/// What the command line asks for.
+pub struct Call {
+    /// What to do.
+    pub verb: Verb,
+    /// How much to say.
+    pub verbose: u8,
+    /// Whether mount(8) has called, which has exit codes of its own.
+    pub from_mount: bool,
+}
+
+/// What to do, or `None` for nothing. A program name such as `mkfs.famfs` stands for the verb before the dot;
+/// `mount.famfs` takes what mount(8) passes. The error is mount.famfs's alone: others end the program.
+pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Call>, String> {
+    let mut args = with_verb(args.collect());
+    let from_mount = matches!(args.get(..2), Some([_, verb]) if verb == mount_helper::VERB);
+    if from_mount {
+        let words: Vec<String> = args
+            .iter()
+            .skip(2)
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let Wish::Mount(words) = mount_helper::translate(&words)? else {
+            return Ok(None);
+        };
+        args = ["famfs".into(), "mount".into()]
+            .into_iter()
+            .chain(words.into_iter().map(OsString::from))
+            .collect();
+    }
+    let Cli { verb, verbose } = Cli::parse_from(args);
+    Ok(Some(Call {
+        verb,
+        verbose,
+        from_mount,
+    }))
 }
 
 fn with_verb(mut args: Vec<OsString>) -> Vec<OsString> {
@@ -132,7 +167,10 @@ fn with_verb(mut args: Vec<OsString>) -> Vec<OsString> {
         .first()
         .and_then(|arg0| Path::new(arg0).file_name()?.to_str());
     let verb = name
-        .and_then(|name| name.strip_suffix(".famfs"))
+        .and_then(|name| match name {
+            "mount.famfs" => Some(mount_helper::VERB),
+            _ => name.strip_suffix(".famfs"),
+        })
         .map(OsString::from);
     if let (Some(verb), true) = (verb, !args.is_empty()) {
         args.splice(..1, [OsString::from("famfs"), verb]);
@@ -146,6 +184,7 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Mkfs(args) => mkfs::run(&args),
         Verb::Mount(args) => mount::run(&args),
         Verb::Serve(args) => mount::serve(&args),
+        Verb::Docs(args) => docs::run(&args),
         Verb::OpenMeta => opener::run(),
         Verb::Server(args) => handover::run(&args),
         Verb::Fsck(args) => fsck::run(&args),
@@ -185,10 +224,13 @@ mod tests {
             ["famfs", "mkfs", "-f", "D"]
         );
         assert_eq!(with(&["famfs", "mkfs", "D"]), ["famfs", "mkfs", "D"]);
+        let call = |args: &[&str]| parse(args.iter().map(OsString::from)).map(Option::unwrap);
         assert!(matches!(
-            parse(["fsck.famfs", "x"].map(OsString::from).into_iter()).0,
+            call(&["fsck.famfs", "x"]).unwrap().verb,
             Verb::Fsck(_)
         ));
+        let call = call(&["/sbin/mount.famfs", "D", "M", "-o", "rw,failure=range"]).unwrap();
+        assert!(call.from_mount && matches!(call.verb, Verb::Mount(_)));
     }
 
     #[test]

@@ -26,8 +26,18 @@ pub fn arguments(devices: &[PathBuf], mountpoint: &Path, options: &Options) -> V
     }
     let seconds = options.follow.unwrap_or_default().as_secs_f64();
     arguments.push(format!("--follow={seconds}").into());
-    arguments.extend(options.rw.then(|| "--rw".into()));
-    arguments.extend(options.take_over.then(|| "--take-over".into()));
+    let flags = [
+        (options.rw, "--rw"),
+        (options.ro, "--ro"),
+        (options.noexec, "--noexec"),
+        (options.take_over, "--take-over"),
+    ];
+    arguments.extend(
+        flags
+            .iter()
+            .filter(|(set, _)| *set)
+            .map(|(_, flag)| flag.into()),
+    );
     if let Some(policy) = options.failure {
         arguments.extend(["--failure".into(), policy.name().into()]);
     }

@@ -11,6 +11,7 @@ mod create;
 mod daemon;
 mod device;
 mod df;
+mod docs;
 mod dump;
 mod exit;
 mod fill;
@@ -27,6 +28,7 @@ mod ls;
 mod mkdir;
 mod mkfs;
 mod mount;
+mod mount_helper;
 mod mounted;
 mod mountinfo;
 mod server;
@@ -45,9 +47,16 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let (verb, verbose) = cli::parse(std::env::args_os());
+    let call = match cli::parse(std::env::args_os()) {
+        Ok(Some(call)) => call,
+        Ok(None) => return ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("mount.famfs: {text}");
+            return ExitCode::from(mount_helper::USAGE_CODE);
+        }
+    };
     let default = ["warn", "info", "debug"]
-        .get(usize::from(verbose))
+        .get(usize::from(call.verbose))
         .unwrap_or(&"trace");
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt()
@@ -57,12 +66,15 @@ fn main() -> ExitCode {
     log.with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
-    match cli::run(verb) {
+    match cli::run(call.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("famfs: {error:#}");
-            ExitCode::from(exit::code(&error) as u8)
+            ExitCode::from(match call.from_mount {
+                true => mount_helper::FAILURE_CODE,
+                false => exit::code(&error) as u8,
+            })
         }
     }
 }

@@ -35,6 +35,12 @@ pub struct Args {
     /// Let programs on a client write to files; only the master adds files.
     #[arg(long)]
     rw: bool,
+    /// Let nobody write, not even on the master: no files can be added.
+    #[arg(long, conflicts_with = "rw")]
+    ro: bool,
+    /// Let nobody execute programs from the file system.
+    #[arg(long)]
+    noexec: bool,
     /// Make this host the master. For when the old one is gone for good: two that add files destroy the log.
     #[arg(long)]
     take_over: bool,
@@ -70,6 +76,8 @@ impl Args {
         Options {
             follow: Some(self.follow).filter(|interval| !interval.is_zero()),
             rw: self.rw,
+            ro: self.ro,
+            noexec: self.noexec,
             take_over: self.take_over,
             failure: self.policy(),
         }
@@ -220,7 +228,8 @@ fn spawn(args: &Args, devices: &[DaxDevice], mountpoint: &Path) -> anyhow::Resul
 fn describe(summary: &Summary, devices: &[DaxDevice], mountpoint: &Path) -> String {
     let device = devices.first().map_or(Path::new(""), |device| &device.path);
     let role = match (summary.role, summary.writable) {
-        (Role::Master, _) => "master",
+        (Role::Master, true) => "master",
+        (Role::Master, false) => "master, read-only",
         (Role::Client, true) => "client",
         (Role::Client, false) => "client, read-only",
     };

@@ -36,7 +36,7 @@ impl MetaAccess {
             None,
             Namespace::meta_only(log_len),
         ));
-        let session = Session::start(&server)?;
+        let session = Session::start(&server, true)?;
         let root = session.root()?;
         let mut opener = Opener::default();
         let mut map = |file, len| {

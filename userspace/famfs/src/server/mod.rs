@@ -65,6 +65,10 @@ pub struct Options {
     pub follow: Option<Duration>,
     /// Lets programs on a client write to files.
     pub rw: bool,
+    /// Lets nobody write.
+    pub ro: bool,
+    /// Lets nobody execute programs.
+    pub noexec: bool,
     /// Makes this host the master.
     pub take_over: bool,
     /// What a memory error takes away; `None` leaves it to the kernel module.
@@ -88,7 +92,7 @@ impl Summary {
         let role = superblock.role(system::uuid());
         Self {
             role,
-            writable: role == Role::Master || options.rw,
+            writable: !options.ro && (role == Role::Master || options.rw),
             files: replay.totals.files,
             dirs: replay.totals.dirs,
             left_out: replay.findings.len(),
@@ -107,7 +111,7 @@ pub fn run(
     let first = devices.first().context("no device was given")?;
     let namespace = Namespace::meta_only(LOG_LEN_MIN);
     let server = Arc::new(Server::new(first.path.clone(), options.failure, namespace));
-    let mut session = Session::start(&server)?;
+    let mut session = Session::start(&server, options.noexec)?;
     let mut opener = Opener::default();
     let loaded = load(&server, &mut opener, session.root()?, devices, options);
     let (superblock, copy, summary) = loaded?;

@@ -41,13 +41,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// Makes the file system and starts to serve it.
-    pub fn start(server: &Arc<Server>) -> anyhow::Result<Self> {
+    /// Makes the file system and starts to serve it. With `noexec` nobody can execute programs from it.
+    pub fn start(server: &Arc<Server>, noexec: bool) -> anyhow::Result<Self> {
         let device = DevFuse::open().context("opening /dev/fuse")?;
         let context =
             make_superblock(&device, &server.source()).context("making the FUSE file system")?;
         negotiate(&device)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, noexec);
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .context("fsmount")?;
         let mut session = Self {
