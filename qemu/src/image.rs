@@ -20,7 +20,7 @@ const FOLDERS: [&str; 9] = [
 ];
 /// Names under which the famfs binary acts as its verbs.
 const FAMFS_LINKS: [&str; 3] = ["mkfs.famfs", "mount.famfs", "fsck.famfs"];
-const TOOLS: [&str; 4] = ["busybox", "cxl", "ndctl", "daxctl"];
+const TOOLS: [&str; 5] = ["busybox", "cxl", "ndctl", "daxctl", "mount"];
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// What goes into the image.

@@ -10,7 +10,7 @@ use anyhow::{ensure, Context, Result};
 
 /// The first Debian with the `cxl` tool.
 const SUITE: &str = "trixie";
-const PACKAGES: [&str; 4] = ["cxl", "ndctl", "daxctl", "busybox-static"];
+const PACKAGES: [&str; 5] = ["cxl", "ndctl", "daxctl", "busybox-static", "mount"];
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn manifest_dir() -> &'static Path {

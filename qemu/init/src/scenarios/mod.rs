@@ -21,6 +21,7 @@ mod hosts;
 mod kinds;
 mod lifetime;
 mod modules;
+mod mount8;
 mod pins;
 mod poison;
 mod protocol;
@@ -56,6 +57,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("handover", handover::TESTS),
     ("master", two_hosts::MASTER),
     ("client", two_hosts::CLIENT),
+    ("mount8", mount8::TESTS),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
     ("poison", poison::TESTS),
