@@ -254,7 +254,7 @@ impl DaxState {
                 visit.unmap(&range);
             }
         });
-        let mut pins = Pins::new();
+        let mut pins = Pins::default();
         self.for_each_file(0..u64::MAX, |visit, file| {
             file.head.suspect();
             for range in file.head.ranges_on(file.words, self, visit.range()) {

@@ -66,44 +66,22 @@ void famfs_mark_good(unsigned long pfn)
 	cond_resched();
 }
 
-static bool maps(struct mm_struct *mm, struct address_space *mapping,
-		 pgoff_t first, pgoff_t last)
-{
-	struct rb_node *node;
-
-	for (node = rb_first_cached(&mapping->i_mmap); node; node = rb_next(node)) {
-		struct vm_area_struct *vma =
-			rb_entry(node, struct vm_area_struct, shared.rb);
-
-		if (vma->vm_mm == mm && vma->vm_pgoff <= last &&
-		    vma->vm_pgoff + vma_pages(vma) > first)
-			return true;
-	}
-	return false;
-}
-
-/*
- * Kill each process that maps a page of the range, but for init and those that
- * are dying already. Returns how many.
- */
-unsigned int famfs_kill_mappers(struct address_space *mapping,
-				unsigned long first, unsigned long last)
+/* But for init, and for those that are dying already. */
+static unsigned int kill_users(struct mm_struct *mm)
 {
 	struct task_struct *process, *thread;
 	unsigned int killed = 0;
 
-	i_mmap_lock_read(mapping);
 	rcu_read_lock();
 	for_each_process(process) {
 		if (is_global_init(process) || process->flags & PF_KTHREAD)
 			continue;
 		for_each_thread(process, thread) {
-			struct mm_struct *mm = READ_ONCE(thread->mm);
+			struct mm_struct *its = READ_ONCE(thread->mm);
 
-			if (!mm)
+			if (!its)
 				continue;
-			if (!fatal_signal_pending(thread) &&
-			    maps(mm, mapping, first, last)) {
+			if (its == mm && !fatal_signal_pending(thread)) {
 				send_sig(SIGKILL, thread, 1);
 				killed++;
 			}
@@ -111,6 +89,34 @@ unsigned int famfs_kill_mappers(struct address_space *mapping,
 		}
 	}
 	rcu_read_unlock();
+	return killed;
+}
+
+/*
+ * Kill each process that maps a page of the range. Returns how many. There may
+ * be very many mappings: the RCU sections are short, and other tasks get to run.
+ */
+unsigned int famfs_kill_mappers(struct address_space *mapping,
+				unsigned long first, unsigned long last)
+{
+	struct mm_struct *mm = NULL;
+	unsigned int killed = 0;
+	struct rb_node *node;
+
+	i_mmap_lock_read(mapping);
+	for (node = rb_first_cached(&mapping->i_mmap); node; node = rb_next(node)) {
+		struct vm_area_struct *vma =
+			rb_entry(node, struct vm_area_struct, shared.rb);
+
+		cond_resched();
+		/* They are in the order of their first pages. */
+		if (vma->vm_pgoff > last)
+			break;
+		if (vma->vm_mm == mm || vma->vm_pgoff + vma_pages(vma) <= first)
+			continue;
+		mm = vma->vm_mm;
+		killed += kill_users(mm);
+	}
 	i_mmap_unlock_read(mapping);
 	return killed;
 }

@@ -295,9 +295,14 @@ impl<P: FmapProvider> Visit<'_, P> {
     /// use.
     pub(crate) fn break_layout(&self, range: &Range<u64>, pins: &mut Pins) {
         let (first, last) = bounds(range);
+        // Patience is lost once for all ranges; who can't be killed here is no reason to spare
+        // who pins the next one.
+        let mut patience = Pins::PATIENCE;
         let mut wait = || {
-            if pins.wait() {
+            pins.wait();
+            if pins.waited >= patience {
                 self.kill_mappers(range, pins.waited);
+                patience = pins.waited.saturating_mul(2);
             }
         };
         // A fault that began before may still insert its page, with the entry locked: this walk
@@ -337,31 +342,21 @@ fn bounds(range: &Range<u64>) -> (i64, i64) {
 }
 
 /// Waiting for pages that somebody pinned, by O_DIRECT, io_uring or a pipe.
+#[derive(Default)]
 pub(crate) struct Pins {
     /// Milliseconds waited.
     waited: u32,
-    /// As many make it lose its patience, the first time or again.
-    patience: u32,
 }
 
 impl Pins {
-    pub(crate) fn new() -> Self {
-        Self {
-            waited: 0,
-            patience: 10_000,
-        }
-    }
+    /// Milliseconds.
+    const PATIENCE: u32 = 10_000;
 
-    /// Waits a little, and says whether patience is lost by that.
-    fn wait(&mut self) -> bool {
+    /// Waits a little.
+    fn wait(&mut self) {
         let pause = self.waited.clamp(1, 100);
         ms_sleep(pause);
         self.waited = self.waited.saturating_add(pause);
-        let lost = self.waited >= self.patience;
-        if lost {
-            self.patience = self.patience.saturating_mul(2);
-        }
-        lost
     }
 }
 

@@ -36,11 +36,11 @@ pub const TESTS: &[(&str, Test)] = &[
 const SIGKILL: i32 = libc::SIGKILL;
 const GONE: Reply = Reply::Errno(libc::ENXIO);
 
-/// Two files on the last device, mounted.
+/// Three files on the last device, mounted.
 struct Setup<'a> {
     ready: Ready,
     device: &'a DaxDev,
-    fmaps: [Fmap; 2],
+    fmaps: [Fmap; 3],
     fs: TestFs,
 }
 
@@ -49,11 +49,11 @@ impl<'a> Setup<'a> {
         let ready = ready(guest)?;
         let device = guest.devices.last().context("no daxdev")?;
         let index = guest.devices.len() as u32 - 1;
-        let fmaps = [24, 32].map(|at| Fmap::simple(AU, &[extent(index, at * AU, AU)]));
+        let fmaps = [24, 32, 40].map(|at| Fmap::simple(AU, &[extent(index, at * AU, AU)]));
         for fmap in &fmaps {
             ready.fill(fmap)?;
         }
-        let files = ["file", "other"].into_iter().zip(&fmaps);
+        let files = ["file", "other", "third"].into_iter().zip(&fmaps);
         let files = files.map(|(name, fmap)| ServedFile::new(name, fmap));
         Ok(Self {
             fs: TestFs::mount(ready.serve(files.collect()))?,
@@ -168,21 +168,39 @@ fn removal_waits_for_direct_io(guest: &Guest, _channel: &mut Channel) -> Result<
     setup.finish()
 }
 
-/// Who maps pages that stay pinned is killed, and with him the pin ends. Others who use the device go on.
+/// Who maps pages that stay pinned is killed, and with him the pin ends. Others who use the device go on. Patience is
+/// lost once, not for each file again.
 fn removal_kills_who_pins(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let setup = Setup::new(guest)?;
-    let (mut pinner, _) = setup.user("file")?;
-    let (mut bystander, _) = setup.user("other")?;
-    ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
+    let mut pinners = Vec::new();
+    for name in ["file", "other"] {
+        let (mut pinner, _) = setup.user(name)?;
+        ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
+        pinners.push(pinner);
+    }
+    let (mut bystander, _) = setup.user("third")?;
+    let mut log = module::KernelLog::open()?;
     let removal = setup.start_removal();
-    ensure_eq!(
-        pinner.answer()?,
-        Reply::Killed(SIGKILL),
-        "the process that keeps a page pinned"
+    for pinner in &mut pinners {
+        ensure_eq!(
+            pinner.answer()?,
+            Reply::Killed(SIGKILL),
+            "a process that keeps a page pinned"
+        );
+    }
+    removal.join().context("the removal after the pins")?;
+    let seconds: Vec<u32> = log
+        .new_lines()
+        .iter()
+        .filter_map(|line| line.split_once("pages are pinned for ")?.1.split_once(' '))
+        .filter_map(|(seconds, _)| seconds.parse().ok())
+        .collect();
+    ensure!(
+        seconds.len() == 2 && seconds.iter().all(|waited| (10..20).contains(waited)),
+        "the log says that pages were pinned for {seconds:?} s when processes were killed"
     );
-    removal.join().context("the removal after the pin")?;
     ensure_eq!(bystander.pread(0, 64)?, GONE, "a process without a pin");
-    drop((pinner, bystander));
+    drop((pinners, bystander));
     setup.finish()
 }
 
