@@ -139,7 +139,8 @@ impl<'a> Client<'a> {
     /// What an open may fail with by now.
     fn excuse_open(&self, errno: i32) -> Result<()> {
         let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENOENT];
-        let damaged = [libc::ENXIO];
+        // While its driver goes, when it has none, and when it has another.
+        let damaged = [libc::ENODEV, libc::ENXIO, libc::EOPNOTSUPP];
         let excused = self.round.dead.load(Ordering::SeqCst) && dead.contains(&errno)
             || self.is_damaged() && damaged.contains(&errno);
         ensure!(excused, "open failed with errno {errno}");
