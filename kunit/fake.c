@@ -16,10 +16,13 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/fuse_fmap.h>
+#include <linux/iomap.h>
 #include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/uio.h>
 #include <linux/vmalloc.h>
+
+#include <asm/msr.h>
 
 #include "bus.h"
 #include "dax-private.h"
@@ -420,6 +423,40 @@ ssize_t famfs_fake_rw(struct file *file, loff_t pos, void *buf, size_t len,
 	if (done >= 0 && iocb.ki_pos != pos + done)
 		return -EPROTO;
 	return done;
+}
+
+typedef int (*begin_t)(struct inode *inode, loff_t pos, loff_t len,
+		       unsigned int flags, struct iomap *iomap,
+		       struct iomap *srcmap);
+
+/* NOTHING instructions. */
+#define NOTHING (IS_ENABLED(CONFIG_X86_KERNEL_IBT) ? 2 : 1)
+
+static __attribute__((naked)) int nothing(struct inode *inode, loff_t pos,
+					  loff_t len, unsigned int flags,
+					  struct iomap *iomap,
+					  struct iomap *srcmap)
+{
+	asm volatile("ret");
+}
+
+static noinline u32 ticks(begin_t begin, struct inode *inode, loff_t pos)
+{
+	struct iomap iomap = {}, srcmap = {};
+	u64 start;
+
+	guard(irqsave)();
+	start = rdtsc();
+	begin(inode, pos, 1, 0, &iomap, &srcmap);
+	return rdtsc() - start;
+}
+
+/* Ticks that @begin takes, its return included and the call to it not. */
+u32 famfs_fake_cost(void *begin, struct file *file, loff_t pos)
+{
+	struct inode *inode = file_inode(file);
+
+	return ticks(begin, inode, pos) - ticks(nothing, inode, pos) + NOTHING;
 }
 
 /* Number of extents. */

@@ -41,6 +41,7 @@ s64 famfs_fake_size(struct file *file);
 int famfs_fake_users(struct file *file);
 ssize_t famfs_fake_rw(struct file *file, loff_t pos, void *buf, size_t len,
 		      bool write);
+u32 famfs_fake_cost(void *begin, struct file *file, loff_t pos);
 int famfs_fake_fiemap(struct file *file, u64 start, u64 len);
 
 void famfs_fake_install_lock(void);

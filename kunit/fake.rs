@@ -65,6 +65,7 @@ unsafe extern "C" {
     fn famfs_fake_size(file: *mut c_void) -> i64;
     fn famfs_fake_users(file: *mut c_void) -> c_int;
     fn famfs_fake_rw(file: *mut c_void, pos: i64, buf: *mut u8, len: usize, write: bool) -> isize;
+    fn famfs_fake_cost(begin: *mut c_void, file: *mut c_void, pos: i64) -> u32;
     fn famfs_fake_fiemap(file: *mut c_void, start: u64, len: u64) -> c_int;
     safe fn famfs_fake_install_lock();
     fn famfs_fake_install_unlock(error: c_int);
@@ -396,6 +397,13 @@ impl File {
             begin(inode.cast(), pos, 1, 0, &mut iomap, &mut srcmap)
         })?;
         Ok((iomap.addr, iomap.length))
+    }
+
+    /// What it costs to be told, in ticks of the TSC.
+    pub(crate) fn cost(&self, pos: i64) -> Result<u32> {
+        let begin = IomapTable::<Famfs>::OPS.iomap_begin.ok_or(EINVAL)?;
+        // SAFETY: As in `begin`.
+        Ok(unsafe { famfs_fake_cost(begin as *mut c_void, self.0.as_ptr(), pos) })
     }
 
     /// Bytes, as the inode says.

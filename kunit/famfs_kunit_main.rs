@@ -31,6 +31,7 @@ mod sys;
 #[path = "../rust/sys/tail.rs"]
 mod tail;
 
+mod cost;
 mod failure;
 mod fake;
 mod fixture;
@@ -66,6 +67,10 @@ module! {
             default: 0,
             description: "As of famfs.ko, for the tests that mount",
         },
+        cost: u8 {
+            default: 0,
+            description: "1: say what iomap_begin costs, in ticks of the TSC",
+        },
     },
 }
 
@@ -77,9 +82,13 @@ struct FamfsKunit {
 impl kernel::Module for FamfsKunit {
     fn init(module: &'static ThisModule) -> Result<Self> {
         sys::init()?;
-        Ok(Self {
+        let this = Self {
             _debugfs: debugfs::Root::new(c"famfs_kunit"),
             _provider: KBox::pin_init(Registration::new(module), GFP_KERNEL)?,
-        })
+        };
+        if *module_parameters::cost.value() != 0 {
+            cost::measure()?;
+        }
+        Ok(this)
     }
 }
