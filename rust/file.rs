@@ -136,21 +136,29 @@ impl FileMap {
 
     /// The memory behind byte `pos`, for a fault. `ENOENT` past the end of the file, which ends
     /// a FIEMAP listing; fs/dax.c doesn't ask there.
-    #[inline(always)]
     pub(crate) fn map(file: FileRef<'_, Self>, pos: u64) -> Result<Mapping<'_, DaxState>> {
         Self::locate(file, pos, Access::Fault)
     }
 
-    /// Nothing but the usual case is inline, and nothing is called for it.
     #[inline(always)]
     fn locate(file: FileRef<'_, Self>, pos: u64, access: Access) -> Result<Mapping<'_, DaxState>> {
-        let FileRef { head, words } = file;
-        if !head.is_suspect() {
-            if let Some((_, mapping)) = head.mapping(head.layout.resolve_one(words, pos)) {
-                return Ok(mapping);
-            }
+        match Self::map_quickly(file, pos) {
+            Some(mapping) => Ok(mapping),
+            None => file.head.locate_slowly(file.words, pos, access),
         }
-        head.locate_slowly(words, pos, access)
+    }
+
+    /// What [`map`](Self::map) says in the usual case, which leaves out that the file is suspect;
+    /// otherwise `None`. All of it is inline, and calls nothing.
+    #[inline(always)]
+    pub(crate) fn map_quickly(file: FileRef<'_, Self>, pos: u64) -> Option<Mapping<'_, DaxState>> {
+        let FileRef { head, words } = file;
+        if head.is_suspect() {
+            return None;
+        }
+        let run = head.layout.resolve_one(words, pos)?;
+        let (_, mapping) = head.mapping(run)?;
+        Some(mapping)
     }
 
     #[cold]
@@ -162,7 +170,7 @@ impl FileMap {
         access: Access,
     ) -> Result<Mapping<'_, DaxState>> {
         let run = self.layout.resolve(words, pos).ok_or(ENOENT)?;
-        let (dev, mapping) = self.mapping(Some(run)).ok_or(EIO)?;
+        let (dev, mapping) = self.mapping(run).ok_or(EIO)?;
         match self.is_suspect() {
             false => Ok(mapping),
             true => Ok(Mapping {
@@ -173,8 +181,8 @@ impl FileMap {
     }
 
     #[inline(always)]
-    fn mapping(&self, run: Option<Run>) -> Option<(&Daxdev, Mapping<'_, DaxState>)> {
-        let Run { slot, offset, len } = run?;
+    fn mapping(&self, run: Run) -> Option<(&Daxdev, Mapping<'_, DaxState>)> {
+        let Run { slot, offset, len } = run;
         let dev = self.devices.get(slot)?;
         let mapping = Mapping {
             dev: dev.held(),

@@ -49,6 +49,10 @@ impl FmapProvider for Famfs {
     }
 
     #[inline(always)]
+    fn map_quickly(file: FileRef<'_, FileMap>, pos: u64) -> Option<Mapping<'_, DaxState>> {
+        FileMap::map_quickly(file, pos)
+    }
+
     fn map(file: FileRef<'_, FileMap>, pos: u64) -> Result<Mapping<'_, DaxState>> {
         FileMap::map(file, pos)
     }

@@ -89,7 +89,11 @@ pub(crate) trait FmapProvider: Sized + Send + Sync + 'static {
         index: u64,
     ) -> Result;
 
-    /// The memory behind a file from byte `pos` on, for a fault. The hot path.
+    /// The memory behind a file from byte `pos` on, for a fault, where finding it is quick. The hot
+    /// path: inline, and without calls. `None` leaves it to [`map`](Self::map).
+    fn map_quickly(file: FileRef<'_, Self::File>, pos: u64) -> Option<Mapping<'_, Self::Holder>>;
+
+    /// The same in all cases, or why it can't be had.
     fn map(file: FileRef<'_, Self::File>, pos: u64) -> Result<Mapping<'_, Self::Holder>>;
 
     /// Reads from `pos` on into `iter`, and returns how many bytes.

@@ -61,20 +61,52 @@ impl<P: FmapProvider> IomapTable<P> {
         };
         // SAFETY: As above.
         let file = unsafe { Slot::file(slot) };
-        match P::map(file, pos as u64) {
-            Ok(mapping) => {
-                // SAFETY: By the function's own requirement. The device outlives the inode: its
-                // map keeps it.
-                unsafe {
-                    (*iomap).addr = mapping.offset;
-                    (*iomap).offset = pos;
-                    (*iomap).length = mapping.len;
-                    (*iomap).type_ = bindings::IOMAP_MAPPED as u16;
-                    (*iomap).dax_dev = mapping.dev.as_raw();
-                }
-                0
-            }
+        match P::map_quickly(file, pos as u64) {
+            // SAFETY: By the function's own requirement.
+            Some(mapping) => unsafe { Self::fill(iomap, pos, mapping) },
+            // SAFETY: As above.
+            None => unsafe { Self::begin_slowly(slot, iomap, pos) },
+        }
+    }
+
+    /// A call in the last place, so that the hot path saves no register for it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`begin`](Self::begin), for the inode of `slot`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn begin_slowly(
+        slot: NonNull<Slot<P>>,
+        iomap: *mut bindings::iomap,
+        pos: bindings::loff_t,
+    ) -> ffi::c_int {
+        // SAFETY: By the function's own requirement.
+        match P::map(unsafe { Slot::file(slot) }, pos as u64) {
+            // SAFETY: By the function's own requirement.
+            Ok(mapping) => unsafe { Self::fill(iomap, pos, mapping) },
             Err(error) => error.to_errno(),
         }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`begin`](Self::begin).
+    #[inline(always)]
+    unsafe fn fill(
+        iomap: *mut bindings::iomap,
+        pos: bindings::loff_t,
+        mapping: Mapping<'_, P::Holder>,
+    ) -> ffi::c_int {
+        // SAFETY: By the function's own requirement. The device outlives the inode: its map keeps
+        // it.
+        unsafe {
+            (*iomap).addr = mapping.offset;
+            (*iomap).offset = pos;
+            (*iomap).length = mapping.len;
+            (*iomap).type_ = bindings::IOMAP_MAPPED as u16;
+            (*iomap).dax_dev = mapping.dev.as_raw();
+        }
+        0
     }
 }
