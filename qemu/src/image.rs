@@ -20,7 +20,6 @@ const FOLDERS: [&str; 9] = [
 ];
 /// Names under which the famfs binary acts as its verbs.
 const FAMFS_LINKS: [&str; 3] = ["mkfs.famfs", "mount.famfs", "fsck.famfs"];
-const TOOLS: [&str; 5] = ["busybox", "cxl", "ndctl", "daxctl", "mount"];
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// What goes into the image.
@@ -29,6 +28,8 @@ pub struct Contents {
     pub init: PathBuf,
     /// Unpacked Debian packages.
     pub tools: PathBuf,
+    /// Those of their programs that are wanted.
+    pub programs: &'static [&'static str],
     pub ko: Option<PathBuf>,
     pub kunit_ko: Option<PathBuf>,
     pub famfs: Option<PathBuf>,
@@ -61,11 +62,9 @@ impl Contents {
         // The kernel opens it before init has mounted devtmpfs.
         archive.console()?;
         archive.file("init", &self.init)?;
-        for tool in TOOLS {
-            archive.file(
-                &format!("usr/bin/{tool}"),
-                &self.tools.join("usr/bin").join(tool),
-            )?;
+        for program in self.programs {
+            let name = program.rsplit('/').next().unwrap_or(program);
+            archive.file(&format!("usr/bin/{name}"), &self.tools.join(program))?;
         }
         archive.link("bin", "usr/bin")?;
         archive.link("sbin", "usr/bin")?;

@@ -19,6 +19,8 @@ pub enum Event {
     KillPeer,
     /// A command for QEMU, which the guest waits for.
     Qmp(String),
+    /// A figure: subject, operation, number of instructions.
+    Row(String, String, u64),
     Done,
     /// Versions, blank lines, other comments.
     Other,
@@ -76,11 +78,20 @@ fn parse_comment(comment: &str) -> Event {
         Event::KillPeer
     } else if let Some(rest) = comment.strip_prefix("qmp: ") {
         Event::Qmp(text(rest))
+    } else if let Some(row) = comment.strip_prefix("row: ").and_then(parse_row) {
+        row
     } else if let Some(rest) = comment.strip_prefix("Subtest: ") {
         Event::Suite(text(rest))
     } else {
         Event::Other
     }
+}
+
+fn parse_row(text: &str) -> Option<Event> {
+    let mut fields = text.split('\t');
+    let (subject, operation) = (fields.next()?, fields.next()?);
+    let number = fields.next()?.parse().ok()?;
+    Some(Event::Row(subject.to_owned(), operation.to_owned(), number))
 }
 
 fn parse_result(body: &str, depth: usize) -> Option<TestResult> {
@@ -149,6 +160,11 @@ mod tests {
             ("# why: EIO", Event::Why("EIO".into())),
             ("# say: hello", Event::Say("hello".into())),
             ("# done", Event::Done),
+            (
+                "# row: famfs, 1 extent\tpread 64 B\t1320",
+                Event::Row("famfs, 1 extent".into(), "pread 64 B".into(), 1320),
+            ),
+            ("# row: famfs\tpread", Event::Other),
             ("    # Subtest: x", Event::Suite("x".into())),
             ("# x: pass:1 fail:0", Event::Other),
             ("", Event::Other),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Builds guest images, boots them in QEMU, collects what they report.
 
+mod bench;
 mod console;
 mod guest;
 mod image;
@@ -8,6 +9,7 @@ mod ktap;
 mod pair;
 mod qemu;
 mod qmp;
+mod report;
 mod run;
 mod tally;
 mod tools;
@@ -68,6 +70,15 @@ enum Verb {
         #[arg(long, env = "TOPOLOGY", default_value = "cxl", value_parser = topology::by_name)]
         topology: &'static Topology,
     },
+    /// Measure what faults, reads, writes and opens cost, in instructions
+    Bench {
+        /// Where the table, the figures and the plot go
+        #[arg(long)]
+        out: PathBuf,
+        /// What is measured, as `git describe` puts it
+        #[arg(long)]
+        commit: String,
+    },
     /// Run the KUnit and VM tests
     Test {
         /// Only tests whose name contains this
@@ -104,7 +115,11 @@ fn main() -> ExitCode {
 }
 
 fn run_verb(cli: Cli) -> Result<()> {
-    let initrd = build_initrd(&cli.parts)?;
+    let kit = match cli.verb {
+        Verb::Bench { .. } => &tools::BENCH_KIT,
+        _ => &tools::KIT,
+    };
+    let initrd = build_initrd(&cli.parts, kit)?;
     let booter = || -> Result<run::Booter> {
         qemu::check_version()?;
         Ok(run::Booter {
@@ -124,6 +139,7 @@ fn run_verb(cli: Cli) -> Result<()> {
     };
     match cli.verb {
         Verb::Initrd => println!("{}", initrd.display()),
+        Verb::Bench { out, commit } => bench::run(&booter()?, &out, &commit)?,
         Verb::Demo { topology } => run::demo(&booter()?, topology)?,
         Verb::Shell { topology } => run::shell(&booter()?, topology)?,
         Verb::Test { only, seed, debug } => {
@@ -148,14 +164,15 @@ fn some_seed() -> u64 {
     now.map_or(1, |now| u64::from(now.subsec_micros()) + 1)
 }
 
-fn build_initrd(parts: &Parts) -> Result<PathBuf> {
+fn build_initrd(parts: &Parts, kit: &tools::Kit) -> Result<PathBuf> {
     let path = match &parts.initrd {
         Some(path) => path.clone(),
         None => tools::cache()?.join("guest.cpio"),
     };
     let contents = image::Contents {
         init: tools::guest_init()?,
-        tools: tools::guest_tools()?,
+        tools: tools::guest_tools(kit)?,
+        programs: kit.programs,
         ko: parts.ko.clone(),
         kunit_ko: parts.kunit_ko.clone(),
         famfs: parts.famfs.clone(),

@@ -34,7 +34,7 @@ pub struct Booter {
 }
 
 impl Booter {
-    fn machine<'a>(
+    pub fn machine<'a>(
         &'a self,
         topology: &'a Topology,
         kernel: &'a Path,

@@ -10,7 +10,36 @@ use anyhow::{ensure, Context, Result};
 
 /// The first Debian with the `cxl` tool.
 const SUITE: &str = "trixie";
-const PACKAGES: [&str; 5] = ["cxl", "ndctl", "daxctl", "busybox-static", "mount"];
+
+/// Debian packages, and the programs that guests want of them.
+#[derive(Debug)]
+pub struct Kit {
+    packages: &'static [&'static str],
+    pub programs: &'static [&'static str],
+}
+
+pub const KIT: Kit = Kit {
+    packages: &["cxl", "ndctl", "daxctl", "busybox-static", "mount"],
+    programs: &[
+        "usr/bin/busybox",
+        "usr/bin/cxl",
+        "usr/bin/ndctl",
+        "usr/bin/daxctl",
+        "usr/bin/mount",
+    ],
+};
+
+/// With other file systems to compare with.
+pub const BENCH_KIT: Kit = Kit {
+    packages: &["ndctl", "busybox-static", "e2fsprogs", "xfsprogs"],
+    programs: &[
+        "usr/bin/busybox",
+        "usr/bin/ndctl",
+        "usr/sbin/mkfs.ext4",
+        "usr/sbin/mkfs.xfs",
+    ],
+};
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn manifest_dir() -> &'static Path {
@@ -29,11 +58,11 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join("famfs-rs"))
 }
 
-/// Downloads and unpacks the Debian tools unless the cache has them.
-pub fn guest_tools() -> Result<PathBuf> {
+/// Downloads and unpacks a kit unless the cache has it.
+pub fn guest_tools(kit: &Kit) -> Result<PathBuf> {
     let root = cache()?
         .join("guest-tools")
-        .join(format!("{SUITE}-{}", PACKAGES.join("+")));
+        .join(format!("{SUITE}-{}", kit.packages.join("+")));
     if root.exists() {
         return Ok(root);
     }
@@ -46,7 +75,7 @@ pub fn guest_tools() -> Result<PathBuf> {
     let script = manifest_dir().join("../scripts/apt-private.sh");
     run(Command::new(script)
         .args([SUITE, "--", "closure"])
-        .args(PACKAGES)
+        .args(kit.packages)
         .current_dir(&debs))?;
     for deb in fs::read_dir(&debs)? {
         run(Command::new("dpkg-deb")

@@ -81,6 +81,39 @@ pub const CLIENT: Topology = Topology {
     memory: "found1",
 };
 
+/// For `make bench`: four daxdevs on plain memory, one of them large enough for 4096 extents of 3 MiB on average, on a
+/// machine whose time is the number of instructions. Memory that nobody touches costs the host nothing.
+pub const BENCH: Topology = Topology {
+    name: "bench",
+    qemu: &[
+        "-object",
+        "memory-backend-ram,id=ram,size=20G,reserve=off",
+        "-machine",
+        "q35,memory-backend=ram",
+        "-m",
+        "20G",
+        "-smp",
+        "1",
+        "-icount",
+        "shift=0,sleep=off",
+        // Nothing random and no time of day: two boots do the same.
+        "-cpu",
+        "max,rdrand=off,rdseed=off",
+        "-rtc",
+        "base=2026-01-01,clock=vm",
+    ],
+    kernel: &[
+        "memmap=12800M!4G",
+        "memmap=1G!17G",
+        "memmap=1G!18944M",
+        "memmap=1G!20480M",
+        "kunit.enable=0",
+        "nokaslr",
+        "norandmaps",
+    ],
+    memory: "pmem4",
+};
+
 const ALL: [&Topology; 4] = [&BARE, &PMEM, &PMEM2, &CXL];
 
 /// For clap: the topology of that name.

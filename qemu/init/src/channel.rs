@@ -93,6 +93,11 @@ impl Channel {
         }
     }
 
+    /// A figure of `make bench`.
+    pub fn row(&mut self, subject: &str, operation: &str, ticks: u64) {
+        self.comment("row", &format!("{subject}\t{operation}\t{ticks}"));
+    }
+
     /// The last line of a guest that went through its whole plan.
     pub fn done(&mut self) {
         self.line("# done");

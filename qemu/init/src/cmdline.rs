@@ -11,6 +11,7 @@ pub enum Mode {
     Test,
     Demo,
     Shell,
+    Bench,
 }
 
 /// Where the guest's dax devices come from.
@@ -60,18 +61,20 @@ impl Plan {
                 Some("test") => Mode::Test,
                 Some("demo") => Mode::Demo,
                 Some("shell") => Mode::Shell,
+                Some("bench") => Mode::Bench,
                 other => bail!(
-                    "famfs.mode={other:?} on the kernel command line: expected test, demo or shell"
+                    "famfs.mode={other:?} on the kernel command line: expected test, demo, shell or bench"
                 ),
             },
             memory: match value("famfs.memory") {
                 Some("none") => Memory::None,
                 Some("pmem1") => Memory::Pmem(1),
                 Some("pmem2") => Memory::Pmem(2),
+                Some("pmem4") => Memory::Pmem(4),
                 Some("found1") => Memory::Found,
                 Some("cxl") => Memory::Cxl,
                 other => {
-                    bail!("famfs.memory={other:?}: expected none, pmem1, pmem2, found1 or cxl")
+                    bail!("famfs.memory={other:?}: expected none, pmem1, pmem2, pmem4, found1 or cxl")
                 }
             },
             name: value("famfs.name").unwrap_or("guest").to_owned(),

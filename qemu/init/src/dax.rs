@@ -155,6 +155,23 @@ pub fn create_cxl_region() -> Result<()> {
     run("cxl", &args.split(' ').collect::<Vec<_>>())
 }
 
+/// Turns the pmem region of that number into a disk that file systems can map, and gives the disk's path.
+pub fn make_pmem(region: usize) -> Result<String> {
+    let namespace = format!("namespace{region}.0");
+    let args = [
+        "create-namespace",
+        "-f",
+        "-e",
+        &namespace,
+        "-m",
+        "fsdax",
+        "-M",
+        "mem",
+    ];
+    run("ndctl", &args)?;
+    Ok(format!("/dev/pmem{region}"))
+}
+
 /// The CXL region's name, size and target, for the demo.
 pub fn describe_cxl_region() -> Result<String> {
     let region = "/sys/bus/cxl/devices/region0";

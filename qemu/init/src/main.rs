@@ -2,6 +2,7 @@
 //! The guests' only program of ours: PID 1, the test runner it starts, and the small processes that tests send into
 //! faults. One static binary, so that the image needs nothing else to run a test.
 
+mod bench;
 mod channel;
 mod cmdline;
 mod dax;

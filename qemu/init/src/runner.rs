@@ -11,7 +11,7 @@ use crate::channel::Channel;
 use crate::cmdline::{Memory, Mode, Plan};
 use crate::dax::{self, DaxDev};
 use crate::scenarios::{self, Skip, Test};
-use crate::{demo, kmemleak, shell};
+use crate::{bench, demo, kmemleak, shell};
 
 /// What tests get to work with.
 pub struct Guest {
@@ -58,6 +58,7 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
     };
     match plan.mode {
         Mode::Shell => shell::run(&guest),
+        Mode::Bench => bench::run(channel, &guest),
         _ => run_tests(channel, &plan, &guest),
     }
 }

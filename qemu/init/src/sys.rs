@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::mm::{madvise, mmap, munmap, Advice, MapFlags, ProtFlags};
+use rustix::mm::{madvise, mmap, mmap_anonymous, munmap, Advice, MapFlags, ProtFlags};
 
 /// A mapping of a file. Every access is volatile, one instruction per byte or word: other processes write to the
 /// memory, and a test wants to know which access faulted.
@@ -37,6 +37,15 @@ impl Mapping {
         Ok(Self { start, len })
     }
 
+    /// Memory of nobody else.
+    pub fn anonymous(len: usize) -> io::Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: As in `new`.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE)? };
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, len })
+    }
+
     pub fn address(&self) -> usize {
         self.start.as_ptr() as usize
     }
@@ -57,6 +66,35 @@ impl Mapping {
         assert!(at < self.len);
         // SAFETY: As in `byte`; a mapping that cannot be written raises SIGSEGV.
         unsafe { self.start.as_ptr().add(at).write_volatile(value) };
+    }
+
+    /// Ticks of the TSC that the fault of an access takes: those of the access less those of a second one.
+    pub fn fault(&self, at: usize, write: bool) -> u64 {
+        assert!(at < self.len);
+        let access = || {
+            let start = ticks();
+            // SAFETY: As in `byte` and `set_byte`.
+            unsafe {
+                let byte = self.start.as_ptr().add(at);
+                if write {
+                    byte.write_volatile(1);
+                } else {
+                    byte.read_volatile();
+                }
+            }
+            ticks().wrapping_sub(start)
+        };
+        access().saturating_sub(access())
+    }
+
+    /// Maps all of it.
+    pub fn populate(&self, write: bool) -> io::Result<()> {
+        let advice = if write {
+            Advice::LinuxPopulateWrite
+        } else {
+            Advice::LinuxPopulateRead
+        };
+        self.advise(0, self.len, advice)
     }
 
     /// The mapping must be writable.
@@ -85,6 +123,11 @@ impl Mapping {
     /// Keeps the kernel from mapping 2 MiB at once.
     pub fn no_huge_pages(&self) -> io::Result<()> {
         self.advise(0, self.len, Advice::LinuxNoHugepage)
+    }
+
+    /// Asks the kernel to map 2 MiB at once.
+    pub fn huge_pages(&self) -> io::Result<()> {
+        self.advise(0, self.len, Advice::LinuxHugepage)
     }
 
     /// Tells the kernel that the page at `at` has a hardware error.
@@ -157,6 +200,12 @@ impl Drop for Mapping {
         // SAFETY: `start` and `len` are what mmap gave, and no reference into the mapping was ever handed out.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
     }
+}
+
+/// The TSC; with QEMU's icount it counts instructions.
+pub fn ticks() -> u64 {
+    // SAFETY: Every x86-64 has the instruction, and Linux lets programs use it.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 /// `struct page_region` of linux/fs.h.
