@@ -48,10 +48,6 @@ pub mod fattr {
     pub const CTIME: u32 = 1 << 10;
 }
 
-/// OPEN reply: keep what the kernel has cached of the file. Without it each open would zap all its mappings.
-pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
-/// OPEN reply: to close the file is no request that is waited for.
-pub const FOPEN_NOFLUSH: u32 = 1 << 5;
 /// OPENDIR reply: the kernel may cache the directory.
 pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
 
@@ -100,9 +96,7 @@ wire! {
         valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64,
         atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32, unused5: u32,
     }
-    /// OPEN and OPENDIR request.
-    OpenIn { flags: u32, open_flags: u32 }
-    /// OPEN and OPENDIR reply.
+    /// OPENDIR reply.
     OpenOut { fh: u64, open_flags: u32, backing_id: i32 }
     /// READ, READDIR and READDIRPLUS request.
     ReadIn { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Requests: from the bytes that `/dev/fuse` gives to typed operations.
 
-use crate::abi::{GetxattrIn, InHeader, InitIn, OpenIn, ReadIn, SetattrIn};
+use crate::abi::{GetxattrIn, InHeader, InitIn, ReadIn, SetattrIn};
 use crate::argument::Arguments;
 use crate::opcode::Opcode;
 
@@ -31,7 +31,7 @@ pub enum Operation<'a> {
     Interrupt,
     GetAttr,
     SetAttr(SetattrIn),
-    Open(OpenIn),
+    Open,
     Release,
     OpenDir,
     ReadDir(ReadIn),
@@ -101,7 +101,7 @@ impl<'a> Operation<'a> {
             Opcode::Interrupt => Self::Interrupt,
             Opcode::GetAttr => Self::GetAttr,
             Opcode::SetAttr => Self::SetAttr(arguments.take()?),
-            Opcode::Open => Self::Open(arguments.take()?),
+            Opcode::Open => Self::Open,
             Opcode::Release => Self::Release,
             Opcode::OpenDir => Self::OpenDir,
             Opcode::ReadDir => Self::ReadDir(arguments.take()?),

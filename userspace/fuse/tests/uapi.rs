@@ -53,7 +53,6 @@ fn structures() -> String {
         structure!(fuse_setattr_in SetattrIn {
             valid, fh, size, lock_owner, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, uid, gid
         }),
-        structure!(fuse_open_in OpenIn { flags, open_flags }),
         structure!(fuse_open_out OpenOut { fh, open_flags }),
         since(40, &structure!(fuse_open_out OpenOut { backing_id })),
         structure!(fuse_read_in ReadIn { fh, offset, size, read_flags, lock_owner, flags }),
@@ -90,8 +89,6 @@ fn constants() -> String {
         ("FATTR_ATIME_NOW", u64::from(fattr::ATIME_NOW)),
         ("FATTR_MTIME_NOW", u64::from(fattr::MTIME_NOW)),
         ("FATTR_CTIME", u64::from(fattr::CTIME)),
-        ("FOPEN_KEEP_CACHE", u64::from(FOPEN_KEEP_CACHE)),
-        ("FOPEN_NOFLUSH", u64::from(FOPEN_NOFLUSH)),
         ("FOPEN_CACHE_DIR", u64::from(FOPEN_CACHE_DIR)),
         ("FUSE_NOTIFY_INVAL_INODE", NOTIFY_INVAL_INODE as u64),
     ];

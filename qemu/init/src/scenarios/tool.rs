@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The famfs binary at its normal work: file systems, files, two devices, a server that dies.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
 use rustix::mount::{unmount, UnmountFlags};
 use rustix::process::Signal;
+use serde_json::{json, Value};
 
 use super::fixture::{ensure_eq, pattern, ready, Ready};
 use super::Test;
@@ -28,6 +29,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("lists_and_sums", lists_and_sums),
     ("a_program_runs_from_famfs", a_program_runs_from_famfs),
     ("killed_server", killed_server),
+    ("cached_opens_ask_nobody", cached_opens_ask_nobody),
 ];
 
 /// For guests with two daxdevs.
@@ -370,6 +372,30 @@ fn daxdevs_are_known_by_uuid(guest: &Guest, _channel: &mut Channel) -> Result<()
         refused.expect_failure(DEVICE, "daxdev 1 (uuid ")?;
     }
     Ok(())
+}
+
+/// The server is asked to open a file once, which it leaves to the kernel; after that it is asked for maps alone.
+fn cached_opens_ask_nobody(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let _mounted = Mounted::new(guest, 1)?;
+    let path = at("file");
+    famfs(&["creat", "-s", "2M", &path])?;
+    let requests = || -> Result<Value> {
+        let status: Value = serde_json::from_str(&famfs(&["status", "--json", MOUNTPOINT])?)?;
+        Ok(status["requests"].clone())
+    };
+    drop(File::open(&path)?);
+    let before = requests()?;
+    for _ in 0..10 {
+        drop(File::open(&path)?);
+    }
+    ensure_eq!(requests()?, before, "requests after ten more opens");
+    // The superblock, the log and the file.
+    ensure_eq!(
+        (&before["OPEN"], &before["GET_FMAP"]),
+        (&json!(1), &json!(3)),
+        "OPEN and GET_FMAP requests"
+    );
+    umount()
 }
 
 /// Mappings and open files outlive the server; umount and a new mount put things right.

@@ -7,15 +7,11 @@ use std::path::PathBuf;
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use famfs_fmap::Policy;
-use famfs_fuse::abi::{
-    AttrOut, EntryOut, InHeader, Kstatfs, OpenIn, OpenOut, ReadIn, SetattrIn, FOPEN_KEEP_CACHE,
-    FOPEN_NOFLUSH,
-};
+use famfs_fuse::abi::{AttrOut, EntryOut, InHeader, Kstatfs, OpenOut, ReadIn, SetattrIn};
 use famfs_fuse::reply::{Directory, Payload};
 use famfs_fuse::request::Malformed;
 use famfs_fuse::{Errno, Operation, Reply, Request};
 use famfs_media::ALLOC_UNIT;
-use rustix::fs::OFlags;
 
 use super::fmap_reply;
 use super::namespace::Namespace;
@@ -124,7 +120,9 @@ impl Server {
             Operation::Lookup { name } => self.lookup(nodeid, name),
             Operation::GetAttr => self.attr_out(nodeid),
             Operation::SetAttr(request) => self.set_attr(nodeid, &request),
-            Operation::Open(request) => open(&request),
+            // There is nothing to say. After ENOSYS the kernel opens files on its own, once it has their maps; and closes
+            // them, after ENOSYS to the first FLUSH, so that nobody waits in close() for a server that hangs.
+            Operation::Open => Err(Errno::NOSYS),
             Operation::OpenDir => Ok((&OpenOut::default()).into()),
             Operation::ReadDir(request) => self.read_dir(nodeid, &request, false),
             Operation::ReadDirPlus(request) => self.read_dir(nodeid, &request, true),
@@ -225,20 +223,6 @@ impl Server {
             famfs_fmap::daxdev_reply(index, &path, self.failure).ok_or(Errno::NAMETOOLONG)?;
         Ok((&reply).into())
     }
-}
-
-/// A file keeps what the kernel has cached of it from one open to the next, and nothing of it is flushed: who closes a
-/// file, or is killed, need not wait for a server that hangs. O_TRUNC comes only from a kernel that
-/// should have refused it itself: a file never changes its size.
-fn open(request: &OpenIn) -> Answer {
-    if request.flags & OFlags::TRUNC.bits() != 0 {
-        return Err(Errno::PERM);
-    }
-    Ok((&OpenOut {
-        open_flags: FOPEN_KEEP_CACHE | FOPEN_NOFLUSH,
-        ..OpenOut::default()
-    })
-        .into())
 }
 
 fn entry_out(namespace: &Namespace, nodeid: u64) -> Result<EntryOut, Errno> {

@@ -8,10 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use famfs_fmap::Policy;
-use famfs_fuse::abi::{
-    AttrOut, EntryOut, GetxattrIn, InHeader, OpenOut, OutHeader, ReadIn, SetattrIn,
-    FOPEN_KEEP_CACHE, FOPEN_NOFLUSH,
-};
+use famfs_fuse::abi::{AttrOut, EntryOut, GetxattrIn, InHeader, OutHeader, ReadIn, SetattrIn};
 use famfs_fuse::{DevFuse, Errno, Opcode};
 use famfs_media::{Replay, Superblock};
 use rustix::net::{
@@ -195,14 +192,9 @@ fn attributes_change_in_memory_and_sizes_never() {
 }
 
 #[test]
-fn opens_keep_the_mappings_and_flush_nothing() {
-    let reply = Kernel::new()
-        .call(Opcode::Open, FIRST_ENTRY + 2, 0, &[0; 8])
-        .unwrap();
-    assert_eq!(
-        OpenOut::read_from_bytes(&reply).unwrap().open_flags,
-        FOPEN_KEEP_CACHE | FOPEN_NOFLUSH
-    );
+fn opens_are_left_to_the_kernel() {
+    let reply = Kernel::new().call(Opcode::Open, FIRST_ENTRY + 2, 0, &[0; 8]);
+    assert_eq!(reply, Err(Errno::NOSYS));
 }
 
 /// Names and node ids of a directory, read in pieces of `size` bytes.
