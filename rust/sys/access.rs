@@ -78,7 +78,8 @@ impl<T: Holder> HeldDaxDevice<T> {
         Ok(unsafe { bindings::_copy_mc_to_iter(addr, len, iter.as_raw()) })
     }
 
-    /// Copies at most `len` bytes from `iter` to memory from `offset` on, and returns how many.
+    /// Copies at most `len` bytes from `iter` to memory from `offset` on, and returns how many. Past
+    /// the CPU's caches, as dax drivers want it: other hosts may not see what is in them.
     ///
     /// Fewer than asked for means that the memory is not contiguous, or that the source can't be
     /// read.
@@ -93,7 +94,7 @@ impl<T: Holder> HeldDaxDevice<T> {
         let (addr, len) = access.span(self, offset, len)?;
         // SAFETY: `span` returned `len` bytes of memory, which stays as long as `access`. User
         // space may change it meanwhile, and no reference to it is made.
-        Ok(unsafe { bindings::_copy_from_iter(addr, len, iter.as_raw()) })
+        Ok(unsafe { bindings::_copy_from_iter_flushcache(addr, len, iter.as_raw()) })
     }
 }
 
