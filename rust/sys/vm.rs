@@ -20,10 +20,10 @@ use super::{
 pub(super) struct VmTable<P>(PhantomData<P>);
 
 impl<P: FmapProvider> VmTable<P> {
-    /// No `map_pages`: that looks for folios of a page cache.
     const OPS: bindings::vm_operations_struct = bindings::vm_operations_struct {
         fault: Some(Self::fault),
         huge_fault: Some(Self::huge_fault),
+        map_pages: Some(Self::map_pages),
         page_mkwrite: Some(Self::fault),
         pfn_mkwrite: Some(Self::fault),
         ..pin_init::zeroed()
@@ -48,6 +48,21 @@ impl<P: FmapProvider> VmTable<P> {
     unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: By the function's own requirement.
         unsafe { Self::huge_fault(vmf, 0) }
+    }
+
+    /// Maps nothing around a fault; the function for page caches would look for folios there are
+    /// none of. But that there is one tells mm that `fault` does with the lock of the vma, and
+    /// needs no `mmap_lock`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`fault`](Self::fault).
+    unsafe extern "C" fn map_pages(
+        _vmf: *mut bindings::vm_fault,
+        _start: ffi::c_ulong,
+        _end: ffi::c_ulong,
+    ) -> bindings::vm_fault_t {
+        0
     }
 
     /// # Safety
