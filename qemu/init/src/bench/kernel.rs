@@ -24,12 +24,13 @@ pub fn iomap_begin(channel: &mut Channel) -> Result<()> {
                 .find_map(value)
                 .with_context(|| format!("no {key} in {line:?}"))
         };
-        let subject = format!(
-            "{}, {} extents, {} daxdevs",
-            field("kind")?,
-            field("extents")?,
-            field("daxdevs")?
-        );
+        let (kind, extents, daxdevs) = (field("kind")?, field("extents")?, field("daxdevs")?);
+        let subject = match kind.as_str() {
+            "single" => "one extent".to_owned(),
+            "interleaved" => format!("interleaved, {extents} strips, daxdevs: {daxdevs}"),
+            "striped" => format!("{extents} interleaved extents"),
+            _ => format!("{extents} {kind}, daxdevs: {daxdevs}"),
+        };
         let mut rows = Rows {
             channel,
             subject: &subject,
