@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
@@ -25,6 +27,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("the_device_is_lost", the_device_is_lost),
     ("nobody_met_it", nobody_met_it),
     ("open_while_memory_fails", open_while_memory_fails),
+    ("access_while_memory_fails", access_while_memory_fails),
     ("forgotten_errors", forgotten_errors),
     ("cleared_by_the_tool", cleared_by_the_tool),
 ];
@@ -311,6 +314,62 @@ fn open_while_memory_fails(guest: &Guest, _channel: &mut Channel) -> Result<()> 
         };
         ensure_eq!(errno(at), Err(EHWPOISON), "pread of lost page {round}");
         ensure_eq!(errno(at + PAGE), Ok(8), "pread behind lost page {round}");
+    }
+    setup.fs.umount().context("umount after the errors")
+}
+
+/// Reads and faults go on in the 2 MiB where errors arrive, one page further to the front each time. A read ends at an
+/// error that was there when it began, and no fault maps the page of one.
+fn access_while_memory_fails(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    const ROUNDS: u64 = 40;
+    let mut setup = Setup::new(guest, RANGE)?;
+    let (file, other) = (setup.fs.open("file")?, setup.fs.open("file")?);
+    // First lost byte of the 2 MiB: that of an error about to be reported, and of one that was.
+    let coming = Arc::new(AtomicU64::new(AU));
+    let done = Arc::new(AtomicU64::new(AU));
+    let limits = || (Arc::clone(&coming), Arc::clone(&done));
+    let (coming_read, done_read) = limits();
+    let reader = std::thread::spawn(move || -> Result<()> {
+        let mut bytes = vec![0; AU as usize];
+        while coming_read.load(SeqCst) > 0 {
+            let most = done_read.load(SeqCst);
+            let count = file.read_at(&mut bytes, AU)? as u64;
+            let least = coming_read.load(SeqCst);
+            ensure!(
+                least <= count && count <= most,
+                "pread gave {count:#x} bytes, expected {least:#x} to {most:#x}"
+            );
+        }
+        Ok(())
+    });
+    let (coming_fault, done_fault) = limits();
+    let faulter = std::thread::spawn(move || -> Result<()> {
+        let mapping = Mapping::new(&other, AU, AU as usize, Kind::SharedRead)?;
+        while coming_fault.load(SeqCst) > 0 {
+            let lost = done_fault.load(SeqCst);
+            mapping.drop_entries(0, AU as usize)?;
+            mapping.byte(0);
+            let page = mapping.address() as u64 + lost;
+            ensure!(
+                !scan_pages(&mapping)?
+                    .iter()
+                    .any(|region| region.start <= page && page < region.end),
+                "the lost page at {lost:#x} is mapped"
+            );
+        }
+        Ok(())
+    });
+    for at in (1..=ROUNDS).map(|round| AU - round * 2 * PAGE) {
+        coming.store(at, SeqCst);
+        report_error(setup.pfn(AU + at)?)?;
+        done.store(at, SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    coming.store(0, SeqCst);
+    for thread in [reader, faulter] {
+        thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
     }
     setup.fs.umount().context("umount after the errors")
 }
