@@ -244,6 +244,22 @@ mod tests {
         Ok(())
     }
 
+    /// What fails while the pages are made good is not forgotten, nor anything else.
+    #[test]
+    fn a_failure_meanwhile_is_not_forgotten() -> Result {
+        let setup = Setup::with_policy(POLICY_RANGE)?;
+        let dax = &setup.dax[1];
+        dax.fail(4 * MIB, 4096, POISON)?;
+        dax.fail_on_access(4 * MIB + 8192, 4096, POISON);
+        assert_eq!(setup.forget(dax, 1), Err(EBUSY));
+        assert_eq!(setup.health(1), "failed");
+        assert_eq!(read(&setup.second, 0), Err(EHWPOISON()));
+        assert_eq!(read(&setup.second, 8192), Err(EHWPOISON()));
+        assert_eq!(setup.forget(dax, 1), Ok(()));
+        assert_eq!(read(&setup.second, 8192), Ok(4));
+        Ok(())
+    }
+
     /// The kernel marks the first page of the 2 MiB that one DAX entry has, and all of it is made
     /// good; what isn't noted isn't.
     #[test]

@@ -100,23 +100,32 @@ impl Daxdev {
     }
 
     /// Forgets the poison: whoever asks for this has seen to it that the memory is good again. If
-    /// it isn't, the next access finds out. `ENXIO`: the device is gone.
+    /// it isn't, the next access finds out. `ENXIO`: the device is gone; `EBUSY`: memory failed
+    /// meanwhile, and nothing is forgotten; `EINTR`: nor is it by who is being killed.
     ///
     /// Maps stay suspect, and find nothing when they ask.
     pub(crate) fn forget(&self) -> Result {
         let state = self.state();
-        // A notification waits with its note until all of this is done.
+        let (ranges, reports) = {
+            let poison = state.poison.lock();
+            if state.is_removed() {
+                return Err(ENXIO);
+            }
+            (poison.ranges()?, poison.reports().ok_or(EBUSY)?)
+        };
+        // Not with the notes locked: it takes time, in which failures of all memory would wait.
+        for range in ranges {
+            self.held.mark_good(range)?;
+        }
         let mut poison = state.poison.lock();
-        if state.is_removed() {
-            return Err(ENXIO);
+        if poison.reports() != Some(reports) {
+            return Err(EBUSY);
         }
-        for range in poison.iter() {
-            self.held.mark_good(range);
-        }
-        *poison = Poison::new();
+        poison.clear();
         // It may be removed meanwhile, and stays so.
-        let _ = state.health.cmpxchg(FAILED, INTACT, Relaxed);
-        pr_info!("daxdev {}: memory failures are forgotten\n", state.index);
+        if state.health.cmpxchg(FAILED, INTACT, Relaxed).is_ok() {
+            pr_info!("daxdev {}: memory failures are forgotten\n", state.index);
+        }
         Ok(())
     }
 }
@@ -284,6 +293,7 @@ impl DaxState {
                 result = result.and(visit.kill_procs(hit, failure));
             }
         });
+        self.poison.lock().tell();
         result
     }
 }

@@ -4,6 +4,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/capability.h>
 #include <linux/cred.h>
 #include <linux/fs.h>
 #include <linux/fs_struct.h>
@@ -58,12 +59,23 @@ void famfs_current_root(struct path *root)
 	get_fs_root(current->fs, root);
 }
 
-/* As drivers/nvdimm/pmem.c does when it has cleared the poison of a page. */
-void famfs_mark_good(unsigned long pfn)
+/*
+ * As drivers/nvdimm/pmem.c does when it has cleared the poison of a page. Only
+ * one that @failed itself was taken out of the direct map. Returns whether the
+ * caller is being killed: there may be many pages.
+ */
+bool famfs_mark_good(unsigned long pfn, bool failed)
 {
 	ClearPageHWPoison(pfn_to_page(pfn));
-	clear_mce_nospec(pfn);
+	if (failed)
+		clear_mce_nospec(pfn);
 	cond_resched();
+	return fatal_signal_pending(current);
+}
+
+bool famfs_may_raw_io(void)
+{
+	return capable(CAP_SYS_RAWIO);
 }
 
 /* But for init, and for those that are dying already. */

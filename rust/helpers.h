@@ -38,7 +38,8 @@ const struct cred *famfs_current_cred(void);
 void famfs_current_root(struct path *root);
 unsigned int famfs_kill_mappers(struct address_space *mapping,
 				unsigned long first, unsigned long last);
-void famfs_mark_good(unsigned long pfn);
+bool famfs_mark_good(unsigned long pfn, bool failed);
+bool famfs_may_raw_io(void);
 void famfs_vma_set_hugepage(struct vm_area_struct *vma);
 void famfs_warn_failure(u16 index, u64 offset, u64 len);
 void famfs_warn(dev_t dev, u64 ino, const char *text);

@@ -31,6 +31,7 @@ use crate::{
     stats,
     sys::{
         dax::{
+            may_raw_io,
             DaxDevice,
             Root, //
         },
@@ -158,7 +159,8 @@ impl Mount {
     /// With `DAXDEV_FORGET` the memory errors of the one that is there are forgotten instead.
     ///
     /// `EINVAL`: an index above 65535, unknown flags, or another device than the one whose errors
-    /// are to be forgotten. `ENOENT`: there is none.
+    /// are to be forgotten. `ENOENT`: there is none. `EPERM`: to forget takes CAP_SYS_RAWIO, as
+    /// mounting did. Otherwise see [`Daxdev::forget`].
     pub(crate) fn push(&self, fd: i32, flags: u32, index: u64) -> Result {
         let index = u16::try_from(index).map_err(|_| EINVAL)?;
         let forget = flags == DAXDEV_FORGET;
@@ -168,6 +170,9 @@ impl Mount {
             let daxdev = self.get(index).ok_or(ENOENT)?;
             if !daxdev.held().is(&dev) {
                 return Err(EINVAL);
+            }
+            if !may_raw_io() {
+                return Err(EPERM);
             }
             return daxdev.forget();
         }

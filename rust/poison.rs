@@ -15,6 +15,9 @@ pub(crate) struct Poison {
     ranges: KVec<Range<u64>>,
     /// More than can be noted: all of the device.
     all: bool,
+    /// Reports that came, and those of them that all files know of.
+    reports: u64,
+    told: u64,
 }
 
 impl Poison {
@@ -25,7 +28,34 @@ impl Poison {
         Self {
             ranges: KVec::new(),
             all: false,
+            reports: 0,
+            told: 0,
         }
+    }
+
+    /// How many reports came, unless files are just being told of one.
+    pub(crate) fn reports(&self) -> Option<u64> {
+        (self.reports == self.told).then_some(self.reports)
+    }
+
+    /// All files know of a report that was noted.
+    pub(crate) fn tell(&mut self) {
+        self.told = self.told.wrapping_add(1);
+    }
+
+    /// The ranges, apart from `self`. `ENOMEM`
+    pub(crate) fn ranges(&self) -> Result<KVec<Range<u64>>> {
+        let mut ranges = KVec::new();
+        for range in self.iter() {
+            ranges.push(range, GFP_KERNEL)?;
+        }
+        Ok(ranges)
+    }
+
+    /// Nothing is poisoned any more.
+    pub(crate) fn clear(&mut self) {
+        self.ranges = KVec::new();
+        self.all = false;
     }
 
     /// Whether all of the device counts as poisoned.
@@ -52,6 +82,7 @@ impl Poison {
     /// Adds a range, which is not empty. Without memory for it, or beyond [`Self::MAX`] ranges, all
     /// of the device is poisoned: nothing poisoned ever counts as good.
     pub(crate) fn note(&mut self, range: Range<u64>) {
+        self.reports = self.reports.wrapping_add(1);
         if self.try_note(range).is_err() {
             self.all = true;
             self.ranges = KVec::new();

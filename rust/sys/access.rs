@@ -35,24 +35,28 @@ use super::{
 
 impl<T: Holder> HeldDaxDevice<T> {
     /// Makes the kernel use the pages in `range`, in bytes, again after they were poisoned; of the
-    /// ones that the device has.
+    /// ones that the device has. `EINTR` if the caller is being killed.
     ///
     /// `mf_dax_kill_procs()` marks the first page of a DAX entry, whichever of its pages is
-    /// poisoned, so the range is extended to whole entries.
-    pub(crate) fn mark_good(&self, range: Range<u64>) {
+    /// poisoned, so the marks of whole entries are taken away.
+    pub(crate) fn mark_good(&self, range: Range<u64>) -> Result {
         const PMD: u64 = 2 << 20;
         let mut offset = range.start & !(PMD - 1);
         let end = range.end.checked_next_multiple_of(PMD).unwrap_or(u64::MAX);
         while offset < end {
             let access = DaxAccess::new();
             let Ok(found) = access.look_up(self, offset, 1) else {
-                return;
+                return Ok(());
             };
             // SAFETY: This is a page of the device, which stays as long as `access`.
-            unsafe { bindings::famfs_mark_good(found.pfn) };
+            let killed = unsafe { bindings::famfs_mark_good(found.pfn, range.contains(&offset)) };
             drop(access);
+            if killed {
+                return Err(EINTR);
+            }
             offset = offset.saturating_add(PAGE_SIZE as u64);
         }
+        Ok(())
     }
 
     /// Number of bytes that can be reached at `offset`, at most `len`; both in bytes. An error if

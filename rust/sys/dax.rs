@@ -25,6 +25,12 @@ use super::{
     bindings, //
 };
 
+/// Whether the current task has CAP_SYS_RAWIO.
+pub(crate) fn may_raw_io() -> bool {
+    // SAFETY: No requirements.
+    unsafe { bindings::famfs_may_raw_io() }
+}
+
 /// A memory failure, or the removal of a device, as its holder learns of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Failure {
