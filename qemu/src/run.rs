@@ -55,7 +55,7 @@ impl Booter {
             initrd: &self.initrd,
             plan,
             console,
-            roomy: false,
+            debug: false,
             nvdimm: None,
         })
     }
@@ -206,7 +206,7 @@ fn run_machine(
     name: &str,
     tally: &mut Tally,
 ) -> Result<()> {
-    machine.roomy = debug;
+    machine.debug = debug;
     let mut run = tally.run(name);
     let ending = guest::run(&machine, limits, |event| run.record(event))?;
     run.conclude(ending);
@@ -254,7 +254,7 @@ fn run_pair(booter: &Booter, order: Order, tally: &mut Tally) -> Result<()> {
         let plan = job.plan(Order { only: "", ..order });
         let name = format!("two.{}", topology.name);
         let mut machine = booter.machine(topology, &booter.kernel, &name, plan)?;
-        machine.roomy = order.debug;
+        machine.debug = order.debug;
         machine.nvdimm = Some(memory.path());
         Ok(machine)
     };
