@@ -71,6 +71,10 @@ module! {
             default: 0,
             description: "1: say what iomap_begin costs, in ticks of the TSC",
         },
+        fast_faults: u8 {
+            default: 0,
+            description: "As of famfs.ko",
+        },
     },
 }
 

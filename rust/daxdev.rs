@@ -256,9 +256,10 @@ impl DaxState {
             "daxdev {}: its driver goes away under a mount\n",
             self.index
         );
-        // First all files, so that none goes on while another one's pages are waited for.
+        // First all files, so that their fast faults are waited for together, and none goes on
+        // while another one's pages are waited for.
+        self.for_each_file(0..u64::MAX, |_, file| file.head.suspect());
         self.for_each_file(0..u64::MAX, |visit, file| {
-            file.head.suspect();
             for range in file.head.ranges_on(file.words, self, visit.range()) {
                 visit.unmap(&range);
             }
@@ -284,6 +285,8 @@ impl DaxState {
             Policy::Range if !all => range.clone(),
             _ => 0..u64::MAX,
         };
+        // First all files, so that their fast faults are waited for together.
+        self.for_each_file(affected.clone(), |_, file| file.head.suspect());
         let mut result = Ok(());
         self.for_each_file(affected, |visit, file| {
             file.head.suspect();

@@ -47,6 +47,10 @@ module! {
             default: 0,
             description: "After a memory error fail 0: every file on the device, 1: the poisoned bytes alone; unless the server says which",
         },
+        fast_faults: u8 {
+            default: 0,
+            description: "Map prepared memory 1: at once, 0: through fs/dax.c like new memory",
+        },
     },
 }
 
@@ -59,6 +63,10 @@ struct FamfsModule {
 impl kernel::Module for FamfsModule {
     fn init(module: &'static ThisModule) -> Result<Self> {
         daxdev::default_policy().inspect_err(|_| pr_err!("failure_range must be 0 or 1\n"))?;
+        if *module_parameters::fast_faults.value() > 1 {
+            pr_err!("fast_faults must be 0 or 1\n");
+            return Err(EINVAL);
+        }
         sys::init()?;
         let debugfs = debugfs::Root::new(c"famfs");
         let provider = KBox::pin_init(Registration::new(module), GFP_KERNEL)

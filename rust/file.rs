@@ -10,13 +10,7 @@ use kernel::{
         IovIterSource, //
     },
     prelude::*,
-    sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
-        Arc, //
-    },
+    sync::Arc, //
 };
 
 use crate::{
@@ -30,7 +24,7 @@ use crate::{
         Run, //
     },
     sys::{
-        atomic::read_once,
+        fast::Gate,
         inode::{
             FileHead,
             FileRef, //
@@ -76,8 +70,7 @@ impl Devices {
 #[repr(C)]
 pub(crate) struct FileMap {
     layout: Layout,
-    /// Not 0: the devices must be asked whether they are well.
-    suspect: Atomic<u32>,
+    gate: Gate,
     words: u32,
     devices: Devices,
 }
@@ -89,6 +82,16 @@ impl FileHead for FileMap {
     fn words_len(&self) -> usize {
         self.words as usize
     }
+
+    #[inline]
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+}
+
+/// Whether the module was loaded so that faults may be fast.
+fn fast_faults() -> bool {
+    *crate::module_parameters::fast_faults.value() != 0
 }
 
 impl FileMap {
@@ -96,7 +99,7 @@ impl FileMap {
     pub(crate) fn new(layout: Layout, devices: Devices) -> Result<Self> {
         Ok(Self {
             layout,
-            suspect: Atomic::new(0),
+            gate: Gate::new(fast_faults()),
             words: layout.cells_len().try_into().map_err(|_| EFBIG)?,
             devices,
         })
@@ -110,15 +113,14 @@ impl FileMap {
         &self.devices
     }
 
-    /// Makes every access ask the devices. There is no way back: an access that found the map
-    /// unsuspicious may still be under way, and whoever calls this waits for it or kills it.
+    /// See [`Gate::suspect`].
     pub(crate) fn suspect(&self) {
-        self.suspect.store(1, Relaxed);
+        self.gate.suspect();
     }
 
     #[inline(always)]
     pub(crate) fn is_suspect(&self) -> bool {
-        read_once(&self.suspect) != 0
+        self.gate.is_suspect()
     }
 
     /// The ranges of the file, in bytes, in the range `dev` of the device `state`.

@@ -16,8 +16,11 @@
 #include <linux/ratelimit.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/set_memory.h>
+#include <linux/srcu.h>
+#include <linux/xarray.h>
 
 #include "helpers.h"
 
@@ -131,6 +134,82 @@ unsigned int famfs_kill_mappers(struct address_space *mapping,
 	}
 	i_mmap_unlock_read(mapping);
 	return killed;
+}
+
+/* Who is in it inserts a folio that fs/dax.c must not take back meanwhile. */
+DEFINE_STATIC_SRCU(famfs_fast);
+
+int famfs_fast_enter(void)
+{
+	return srcu_read_lock(&famfs_fast);
+}
+
+void famfs_fast_leave(int id)
+{
+	srcu_read_unlock(&famfs_fast, id);
+}
+
+unsigned long famfs_fast_state(void)
+{
+	return get_state_synchronize_srcu(&famfs_fast);
+}
+
+/* Until all have left who were in when famfs_fast_state() returned @state. */
+void famfs_fast_wait(unsigned long state)
+{
+	if (!poll_state_synchronize_srcu(&famfs_fast, state))
+		synchronize_srcu(&famfs_fast);
+}
+
+unsigned int famfs_nofs_enter(void)
+{
+	return memalloc_nofs_save();
+}
+
+void famfs_nofs_leave(unsigned int flags)
+{
+	memalloc_nofs_restore(flags);
+}
+
+/*
+ * The folio of @order that begins at @pfn, with a reference, if fs/dax.c has
+ * prepared it for @index of @mapping. It sets the mapping when all but the index
+ * is there; of a page that it has not prepared, or taken back, both are 0.
+ */
+struct folio *famfs_dax_folio_get(unsigned long pfn,
+				  struct address_space *mapping,
+				  unsigned long index, unsigned int order)
+{
+	struct page *page = pfn_to_page(pfn);
+	struct folio *folio = page_folio(page);
+
+	if (&folio->page != page ||
+	    smp_load_acquire(&folio->mapping) != mapping || /* of dax_insert_entry() */
+	    folio->index != index || folio_order(folio) != order)
+		return NULL;
+	folio_ref_inc(folio);
+	return folio;
+}
+
+void famfs_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+/*
+ * Whether fs/dax.c has an entry for a small page between the two. Once it has,
+ * it makes none for a huge page that contains it.
+ */
+bool famfs_has_small_entry(struct address_space *mapping, unsigned long first,
+			   unsigned long last)
+{
+	return xa_find(&mapping->i_pages, &first, last, XA_PRESENT) &&
+		xa_get_order(&mapping->i_pages, first) == 0;
+}
+
+bool famfs_pmd_is_none(const struct vm_fault *vmf)
+{
+	return pmd_none(pmdp_get_lockless(vmf->pmd));
 }
 
 void famfs_vma_set_hugepage(struct vm_area_struct *vma)

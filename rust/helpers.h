@@ -10,8 +10,10 @@
 
 struct address_space;
 struct cred;
+struct folio;
 struct path;
 struct vm_area_struct;
+struct vm_fault;
 
 /**
  * struct famfs_rmap_node - a range of device memory in an interval tree
@@ -40,6 +42,19 @@ unsigned int famfs_kill_mappers(struct address_space *mapping,
 				unsigned long first, unsigned long last);
 bool famfs_mark_good(unsigned long pfn, bool failed);
 bool famfs_may_raw_io(void);
+int famfs_fast_enter(void);
+void famfs_fast_leave(int id);
+unsigned long famfs_fast_state(void);
+void famfs_fast_wait(unsigned long state);
+unsigned int famfs_nofs_enter(void);
+void famfs_nofs_leave(unsigned int flags);
+struct folio *famfs_dax_folio_get(unsigned long pfn,
+				  struct address_space *mapping,
+				  unsigned long index, unsigned int order);
+void famfs_folio_put(struct folio *folio);
+bool famfs_has_small_entry(struct address_space *mapping, unsigned long first,
+			   unsigned long last);
+bool famfs_pmd_is_none(const struct vm_fault *vmf);
 void famfs_vma_set_hugepage(struct vm_area_struct *vma);
 void famfs_warn_failure(u16 index, u64 offset, u64 len);
 void famfs_warn(dev_t dev, u64 ino, const char *text);

@@ -68,6 +68,15 @@ impl<T: Holder> HeldDaxDevice<T> {
         Ok(found.pages << PAGE_SHIFT)
     }
 
+    /// The number of the first of that many contiguous pages, at `offset` in bytes. It is right as
+    /// long as the device is alive.
+    #[inline]
+    pub(super) fn pfn(&self, offset: u64, pages: usize) -> Option<usize> {
+        let access = DaxAccess::new();
+        let found = access.look_up(self, offset, pages as isize).ok()?;
+        (found.pages >= pages as u64).then_some(found.pfn)
+    }
+
     /// Copies memory from `offset` on to `iter`, at most `len` bytes, and returns how many.
     ///
     /// Fewer than asked for means that the memory is not contiguous, that it is poisoned, that the

@@ -30,6 +30,7 @@ use kernel::{
 use super::{
     bindings,
     dax::Failure,
+    fast::Gate,
     fuse::FmapProvider,
     rmap::{
         Link,
@@ -46,6 +47,9 @@ use super::{
 pub(crate) trait FileHead: Send + Sync {
     /// Number of words behind it. Never changes.
     fn words_len(&self) -> usize;
+
+    /// What its faults ask whether they may be fast. Always the same one.
+    fn gate(&self) -> &Gate;
 }
 
 /// A file's map: the head, and the words behind it.
@@ -243,10 +247,19 @@ impl<P: FmapProvider> Visit<'_, P> {
         unsafe { (*self.inode().as_ptr()).i_mapping }
     }
 
+    /// Waits for fast faults on the file, and ends them for good.
+    fn end_fast_faults(&self) {
+        // Without a map it can't be mapped.
+        if let Some(file) = self.file() {
+            file.head.gate().shut();
+        }
+    }
+
     /// Kills the processes that have the pages in `range`, in bytes of the file and not empty,
     /// mapped, as the failure demands, and unmaps the pages. Copies that a private mapping made of
     /// them stay.
     pub(crate) fn kill_procs(&self, range: Range<u64>, failure: Failure) -> Result {
+        self.end_fast_faults();
         let first = range.start >> PAGE_SHIFT;
         let end = range.end.saturating_add(PAGE_SIZE as u64 - 1) >> PAGE_SHIFT;
         let pages = end.saturating_sub(first);
@@ -275,8 +288,10 @@ impl<P: FmapProvider> Visit<'_, P> {
 
     /// Takes the pages in `range`, in bytes of the file and not empty, out of every address space.
     ///
-    /// Faults in the range must fail by now; those that began before may still map their page.
+    /// Faults in the range must fail by now; those that began before, in fs/dax.c, may still map
+    /// their page.
     pub(crate) fn unmap(&self, range: &Range<u64>) {
+        self.end_fast_faults();
         self.find_busy(range);
     }
 
@@ -305,6 +320,7 @@ impl<P: FmapProvider> Visit<'_, P> {
                 patience = pins.waited.saturating_mul(2);
             }
         };
+        self.end_fast_faults();
         // A fault that began before may still insert its page, with the entry locked: this walk
         // waits for such locks. Only then is it true that no page gets mapped any more, which is
         // what the second loop relies on.

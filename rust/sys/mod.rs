@@ -14,6 +14,7 @@ mod bindings;
 pub(crate) mod dax;
 pub(crate) mod debugfs;
 pub(crate) mod errno;
+pub(crate) mod fast;
 pub(crate) mod fuse;
 pub(crate) mod inode;
 pub(crate) mod iomap;
@@ -39,6 +40,7 @@ pub(crate) fn init() -> Result {
     // SAFETY: The flag lets only the first caller through, and nothing precedes it.
     unsafe {
         dax::init();
+        fast::init();
         debugfs::init();
     }
     Ok(())

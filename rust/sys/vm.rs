@@ -13,6 +13,7 @@ use kernel::ffi;
 
 use super::{
     bindings,
+    fast,
     fuse::FmapProvider,
     iomap::IomapTable, //
 };
@@ -20,12 +21,12 @@ use super::{
 pub(super) struct VmTable<P>(PhantomData<P>);
 
 impl<P: FmapProvider> VmTable<P> {
+    /// No `page_mkwrite`: nobody needs to know what is dirty, so entries of shared mappings are
+    /// writable from the start.
     const OPS: bindings::vm_operations_struct = bindings::vm_operations_struct {
         fault: Some(Self::fault),
         huge_fault: Some(Self::huge_fault),
         map_pages: Some(Self::map_pages),
-        page_mkwrite: Some(Self::fault),
-        pfn_mkwrite: Some(Self::fault),
         ..pin_init::zeroed()
     };
 
@@ -46,8 +47,13 @@ impl<P: FmapProvider> VmTable<P> {
     ///
     /// Called by mm with a fault on a vma that [`mmap`](Self::mmap) set up.
     unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: By the function's own requirement.
-        unsafe { Self::huge_fault(vmf, 0) }
+        // SAFETY: By the function's own requirement; the inode has a map.
+        unsafe {
+            fast::small::<P>(vmf).unwrap_or_else(|| {
+                fast::before_small::<P>(vmf);
+                Self::dax_fault(vmf, 0)
+            })
+        }
     }
 
     /// Maps nothing around a fault; the function for page caches would look for folios there are
@@ -72,6 +78,21 @@ impl<P: FmapProvider> VmTable<P> {
         vmf: *mut bindings::vm_fault,
         order: ffi::c_uint,
     ) -> bindings::vm_fault_t {
+        let mut done = None;
+        if order == bindings::RUST_CONST_HELPER_PMD_ORDER {
+            // SAFETY: As for `fault`.
+            done = unsafe { fast::huge::<P>(vmf) };
+        }
+        // SAFETY: As above.
+        done.unwrap_or_else(|| unsafe { Self::dax_fault(vmf, order) })
+    }
+
+    /// The ordinary path, which is the only one for memory that is new, and for copies.
+    ///
+    /// # Safety
+    ///
+    /// As for [`fault`](Self::fault).
+    unsafe fn dax_fault(vmf: *mut bindings::vm_fault, order: ffi::c_uint) -> bindings::vm_fault_t {
         // No lock against truncation is needed, since there is none. The pfn is for `MAP_SYNC`,
         // which fuse doesn't support.
         // SAFETY: By the function's own requirement the fault is valid and its inode has a map.

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Faults on memory that fs/dax.c has prepared: its folios are inserted without asking it again.
+//!
+//! Why that is right, against each of what could take them away: docs/fault-path.md.
+//!
+//! C headers: `include/linux/huge_mm.h`, `include/linux/mm.h`, `include/linux/srcu.h`.
+
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    global_lock,
+    mm::virt::{
+        flags,
+        VmaRef, //
+    },
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Relaxed,
+        Release, //
+    },
+    types::NotThreadSafe,
+};
+
+use super::{
+    atomic::read_once,
+    bindings,
+    fuse::FmapProvider,
+    inode::{
+        FileHead,
+        FileRef,
+        Slot, //
+    },
+};
+
+/// Whether faults on a file may take the fast path; its accesses may have to ask the devices.
+/// There is no way back from that.
+pub(crate) struct Gate(Atomic<u32>);
+
+/// Fast faults don't begin any more.
+const SHUT: u32 = 1;
+/// Nor is one under way.
+const QUIET: u32 = 2;
+const SUSPECT: u32 = 4;
+
+global_lock! {
+    // SAFETY: `init` is called before any other use.
+    //
+    // The state of the SRCU domain when a gate was shut last: when that grace period is over, no
+    // fast fault is under way behind any gate that is shut. Gates are shut with it locked.
+    unsafe(uninit) static SHUT_LAST: Mutex<usize> = 0;
+}
+
+/// Makes this file's lock usable.
+///
+/// # Safety
+///
+/// Called once, before anything else of this file.
+pub(super) unsafe fn init() {
+    // SAFETY: By the function's own requirement.
+    unsafe { SHUT_LAST.init() };
+}
+
+impl Gate {
+    pub(crate) fn new(open: bool) -> Self {
+        Self(Atomic::new(if open { 0 } else { SHUT | QUIET }))
+    }
+
+    /// Makes every access ask the devices. One that found the file unsuspicious may still be under
+    /// way, and whoever calls this waits for it or kills it.
+    pub(crate) fn suspect(&self) {
+        self.set(SHUT | SUSPECT);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_suspect(&self) -> bool {
+        read_once(&self.0) & SUSPECT != 0
+    }
+
+    /// Lets no fast fault begin any more, and waits for those that have begun.
+    pub(super) fn shut(&self) {
+        if self.is_quiet() {
+            return;
+        }
+        self.set(SHUT);
+        let last = *SHUT_LAST.lock();
+        // SAFETY: `last` is a state of the domain. The context may sleep, and is no fast fault.
+        unsafe { bindings::famfs_fast_wait(last) };
+        self.set(QUIET);
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.0.load(Acquire) & QUIET != 0
+    }
+
+    fn set(&self, bits: u32) {
+        let mut last = SHUT_LAST.lock();
+        let old = self.0.load(Relaxed);
+        self.0.store(old | bits, Release);
+        if old & SHUT == 0 {
+            // SAFETY: No requirements. It orders the store before the look at the domain.
+            *last = unsafe { bindings::famfs_fast_state() };
+        }
+    }
+}
+
+/// A part of a fast fault in which [`Gate::shut`] waits for it. It doesn't wait for an inode to be
+/// evicted: that may wait for somebody who shuts a gate.
+struct Section {
+    id: i32,
+    _not_send: NotThreadSafe,
+}
+
+impl Section {
+    #[inline]
+    fn enter() -> Self {
+        Self {
+            // SAFETY: No requirements.
+            id: unsafe { bindings::famfs_fast_enter() },
+            _not_send: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for Section {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `id` came from `famfs_fast_enter` on this thread.
+        unsafe { bindings::famfs_fast_leave(self.id) };
+    }
+}
+
+/// A scope in which allocations don't reclaim inodes.
+struct NoFs {
+    flags: u32,
+    _not_send: NotThreadSafe,
+}
+
+impl NoFs {
+    #[inline]
+    fn enter() -> Self {
+        Self {
+            // SAFETY: No requirements.
+            flags: unsafe { bindings::famfs_nofs_enter() },
+            _not_send: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for NoFs {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `flags` came from `famfs_nofs_enter` on this thread, and scopes nest.
+        unsafe { bindings::famfs_nofs_leave(self.flags) };
+    }
+}
+
+/// A folio that fs/dax.c prepared.
+///
+/// # Invariants
+///
+/// Owns a reference to it.
+struct Folio(NonNull<bindings::folio>);
+
+impl Drop for Folio {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, and `drop` runs once.
+        unsafe { bindings::famfs_folio_put(self.0.as_ptr()) };
+    }
+}
+
+/// Pages in a huge one.
+const HUGE: usize = 1 << bindings::RUST_CONST_HELPER_PMD_ORDER;
+/// Pages that one fault of a small one maps at most, as mm's own `fault_around_bytes` has it.
+const AROUND: usize = 16;
+
+/// A fault on a file that has a map. Offsets are in pages of the file.
+struct Fault<'a, P: FmapProvider> {
+    vma: &'a VmaRef,
+    inode: NonNull<bindings::inode>,
+    file: FileRef<'a, P::File>,
+    pgoff: usize,
+    address: usize,
+}
+
+impl<'a, P: FmapProvider> Fault<'a, P> {
+    /// # Safety
+    ///
+    /// `vmf` is a fault, valid for `'a`, on a vma of a file whose inode has a map of `P`.
+    #[inline]
+    unsafe fn new(vmf: *mut bindings::vm_fault) -> Option<Self> {
+        // SAFETY: By the function's own requirement. mm has the vma locked during the fault, the
+        // vma keeps the file, the file the inode, and that its map.
+        unsafe {
+            let place = (*vmf).__bindgen_anon_1;
+            let inode = NonNull::new((*(*place.vma).vm_file).f_inode)?;
+            Some(Self {
+                vma: VmaRef::from_raw(place.vma),
+                inode,
+                file: Slot::file(Slot::<P>::of(inode)?),
+                pgoff: place.pgoff,
+                address: place.address,
+            })
+        }
+    }
+
+    fn mapping(&self) -> *mut bindings::address_space {
+        // SAFETY: The inode is valid, and its mapping never changes.
+        unsafe { (*self.inode.as_ptr()).i_mapping }
+    }
+
+    /// The place allows a huge entry, and no copy ever breaks it up.
+    #[inline]
+    fn may_be_huge(&self) -> bool {
+        const BYTES: usize = HUGE << PAGE_SHIFT;
+
+        let start = self.address & !(BYTES - 1);
+        (self.pgoff ^ (self.address >> PAGE_SHIFT)) & (HUGE - 1) == 0
+            && start >= self.vma.start()
+            && start.wrapping_add(BYTES) <= self.vma.end()
+            && self.vma.flags() & bindings::RUST_CONST_HELPER_VM_MAYSHARE != 0
+    }
+
+    /// The first page frame of the memory behind the pages, if it is contiguous, and the file is
+    /// beyond suspicion.
+    #[inline]
+    fn memory(&self, _section: &Section, pages: Range<usize>) -> Option<usize> {
+        if !self.file.head.gate().is_open() {
+            return None;
+        }
+        let pos = (pages.start as u64) << PAGE_SHIFT;
+        let mapping = P::map(self.file, pos).ok()?;
+        let count = pages.end.wrapping_sub(pages.start);
+        if mapping.len >> PAGE_SHIFT < count as u64 {
+            return None;
+        }
+        // The device stays alive as long as the section: what is called before it goes shuts the
+        // gate, which was open in the section, and waits.
+        mapping.dev.pfn(mapping.offset, count)
+    }
+
+    /// The folio of that order at `pfn`, if fs/dax.c prepared it for the file's page `index`.
+    #[inline]
+    fn folio(&self, _section: &Section, pfn: usize, index: usize, order: u32) -> Option<Folio> {
+        // SAFETY: `memory` returned the page frame in this section, in which it stays.
+        let folio = unsafe { bindings::famfs_dax_folio_get(pfn, self.mapping(), index, order) };
+        // INVARIANT: A reference was taken.
+        NonNull::new(folio).map(Folio)
+    }
+
+    /// The pages to look at around the fault.
+    #[inline]
+    fn window(&self) -> Range<usize> {
+        let to_start = self.address.wrapping_sub(self.vma.start()) >> PAGE_SHIFT;
+        let to_end = self.vma.end().wrapping_sub(self.address) >> PAGE_SHIFT;
+        let start = self.pgoff & !(AROUND - 1);
+        let end = start.wrapping_add(AROUND);
+        start.max(self.pgoff.wrapping_sub(to_start))..end.min(self.pgoff.wrapping_add(to_end))
+    }
+}
+
+impl Gate {
+    #[inline(always)]
+    fn is_open(&self) -> bool {
+        read_once(&self.0) == 0
+    }
+}
+
+/// Maps 2 MiB around the fault, if that takes no more than filling an empty entry.
+///
+/// The entry is inserted as for a read: it allows what the vma does, and if another one is there
+/// in spite of all, nothing happens.
+///
+/// # Safety
+///
+/// As for [`Fault::new`]; called by mm for a huge fault.
+#[inline]
+pub(super) unsafe fn huge<P: FmapProvider>(
+    vmf: *mut bindings::vm_fault,
+) -> Option<bindings::vm_fault_t> {
+    // SAFETY: By the function's own requirement.
+    let fault = unsafe { Fault::<P>::new(vmf) }?;
+    // SAFETY: As above.
+    if !fault.may_be_huge() || !unsafe { bindings::famfs_pmd_is_none(vmf) } {
+        return None;
+    }
+    let section = Section::enter();
+    let first = fault.pgoff & !(HUGE - 1);
+    let pfn = fault.memory(&section, first..first.wrapping_add(HUGE))?;
+    let order = bindings::RUST_CONST_HELPER_PMD_ORDER;
+    let folio = fault.folio(&section, pfn, first, order)?;
+    // SAFETY: The fault is valid, and so is the folio.
+    Some(unsafe { bindings::vmf_insert_folio_pmd(vmf, folio.0.as_ptr(), false) })
+}
+
+/// Maps the page of the fault, if it is one by itself, and those around it.
+///
+/// No huge entry can be there: the whole of it would be one folio.
+///
+/// # Safety
+///
+/// As for [`Fault::new`]; called by mm for a fault.
+pub(super) unsafe fn small<P: FmapProvider>(
+    vmf: *mut bindings::vm_fault,
+) -> Option<bindings::vm_fault_t> {
+    // SAFETY: By the function's own requirement.
+    let (fault, cow) = unsafe { (Fault::<P>::new(vmf)?, !(*vmf).cow_page.is_null()) };
+    if cow {
+        return None;
+    }
+    let _nofs = NoFs::enter();
+    let section = Section::enter();
+    let window = fault.window();
+    let pfn = fault.memory(&section, window.clone())?;
+    let folio = |index: usize| {
+        let pfn = pfn.wrapping_add(index.wrapping_sub(window.start));
+        fault.folio(&section, pfn, index, 0)
+    };
+    let first = folio(fault.pgoff)?;
+    // SAFETY: The fault is valid, and so is the folio; it is its own only page.
+    let done = unsafe { bindings::vmf_insert_page_mkwrite(vmf, first.0.as_ptr().cast(), false) };
+    if done != bindings::vm_fault_reason_VM_FAULT_NOPAGE {
+        return Some(done);
+    }
+    // SAFETY: By the function's own requirement.
+    let mut near = unsafe { *vmf };
+    for index in window.clone().filter(|index| *index != fault.pgoff) {
+        if let Some(folio) = folio(index) {
+            let distance = index.wrapping_sub(fault.pgoff) << PAGE_SHIFT;
+            near.__bindgen_anon_1.address = fault.address.wrapping_add(distance);
+            // SAFETY: As above, for another address of the vma. What can't be mapped is left to a
+            // fault of its own.
+            unsafe { bindings::vmf_insert_page_mkwrite(&mut near, folio.0.as_ptr().cast(), false) };
+        }
+    }
+    Some(done)
+}
+
+/// Comes before fs/dax.c inserts a small page where a fast fault may be inserting a huge one, which
+/// would not wait for it: ends fast faults on the file.
+///
+/// That happens where mm doesn't ask for huge pages, or the file is suspect. Where a part has been
+/// mapped by small pages already, there is no huge one.
+///
+/// # Safety
+///
+/// As for [`Fault::new`]; called by mm for a fault.
+pub(super) unsafe fn before_small<P: FmapProvider>(vmf: *mut bindings::vm_fault) {
+    // SAFETY: By the function's own requirement.
+    let Some(fault) = (unsafe { Fault::<P>::new(vmf) }) else {
+        return;
+    };
+    let gate = fault.file.head.gate();
+    if !fault.may_be_huge() || fault.vma.flags() & flags::NOHUGEPAGE != 0 || gate.is_quiet() {
+        return;
+    }
+    // SAFETY: The inode is valid; its size doesn't change any more.
+    let size = unsafe { (*fault.inode.as_ptr()).i_size } as u64;
+    let last = fault.pgoff | (HUGE - 1);
+    if (last as u64) << PAGE_SHIFT >= size {
+        return;
+    }
+    // SAFETY: The mapping is valid as long as the inode.
+    let split =
+        unsafe { bindings::famfs_has_small_entry(fault.mapping(), last & !(HUGE - 1), last) };
+    if !split {
+        gate.shut();
+    }
+}
