@@ -102,7 +102,7 @@ const JOBS: &[Job] = &[
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
-            "module,contents,protocol,push,refusals,hostile,faults,lifetime,teardown,removal,pins,tool,hosts,striped,handover,mount8,wrong_use,failure,poison",
+            "module,contents,protocol,push,refusals,hostile,faults,fast,lifetime,teardown,removal,pins,tool,hosts,striped,handover,mount8,wrong_use,failure,poison",
         kind: Kind::Tests,
     },
     Job {

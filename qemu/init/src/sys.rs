@@ -7,7 +7,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::mm::{madvise, mmap, mmap_anonymous, munmap, Advice, MapFlags, ProtFlags};
+use rustix::mm::{
+    madvise, mmap, mmap_anonymous, mprotect, mremap, munmap, Advice, MapFlags, MprotectFlags,
+    MremapFlags, ProtFlags,
+};
 
 /// A mapping of a file. Every access is volatile, one instruction per byte or word: other processes write to the
 /// memory, and a test wants to know which access faulted.
@@ -23,6 +26,9 @@ pub enum Kind {
     /// Copy-on-write.
     Private,
 }
+
+// SAFETY: Every access may race with those of other processes anyway.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     pub fn new(file: &File, offset: u64, len: usize, kind: Kind) -> io::Result<Self> {
@@ -128,6 +134,39 @@ impl Mapping {
     /// Asks the kernel to map 2 MiB at once.
     pub fn huge_pages(&self) -> io::Result<()> {
         self.advise(0, self.len, Advice::LinuxHugepage)
+    }
+
+    /// Maps pages as an access would; an error where that raises a signal.
+    pub fn populate_part(&self, at: usize, len: usize, write: bool) -> io::Result<()> {
+        let advice = match write {
+            true => Advice::LinuxPopulateWrite,
+            false => Advice::LinuxPopulateRead,
+        };
+        self.advise(at, len, advice)
+    }
+
+    /// Allows loads only, or stores too.
+    pub fn protect(&self, write: bool) -> io::Result<()> {
+        let mut flags = MprotectFlags::READ;
+        flags.set(MprotectFlags::WRITE, write);
+        // SAFETY: The range is a mapping of a file that only this type's volatile accesses use.
+        unsafe { Ok(mprotect(self.start.as_ptr().cast(), self.len, flags)?) }
+    }
+
+    /// Moves the mapping to where it has that length.
+    pub fn remap(&mut self, len: usize) -> io::Result<()> {
+        // SAFETY: As in `protect`, and nobody else uses the mapping while it is borrowed exclusively.
+        let start = unsafe {
+            mremap(
+                self.start.as_ptr().cast(),
+                self.len,
+                len,
+                MremapFlags::MAYMOVE,
+            )?
+        };
+        self.start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        self.len = len;
+        Ok(())
     }
 
     /// Tells the kernel that the page at `at` has a hardware error.

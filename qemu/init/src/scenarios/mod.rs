@@ -13,6 +13,7 @@ mod contents;
 mod cycles;
 mod failslab;
 mod failure;
+mod fast;
 mod faults;
 mod fixture;
 mod handover;
@@ -50,6 +51,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("refusals", refusals::TESTS),
     ("hostile", hostile::TESTS),
     ("faults", faults::TESTS),
+    ("fast", fast::TESTS),
     ("lifetime", lifetime::TESTS),
     ("tool", tool::TESTS),
     ("hosts", hosts::TESTS),
