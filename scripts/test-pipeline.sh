@@ -290,14 +290,15 @@ closing_line() {
 	fake make 'case "$*" in
 		*lint) echo "ok 1 - l"; echo "ok 2 - s # SKIP x" ;;
 		*test-host) echo "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured" ;;
+		*test-fuzz) echo "ok 1 - f" ;;
 		*test-vm) [ ! -e dies ] || { echo "ok 1 - v"; exit 3; }; [ -e empty ] || echo "7 passed, 0 failed" ;;
 		*) [ ! -e unbuilt ] ;;
 	esac'
-	is "$(run scripts/test.sh | tail -n 1)" "14 passed, 0 failed, 1 skipped" || return 1
+	is "$(run scripts/test.sh | tail -n 1)" "15 passed, 0 failed, 1 skipped" || return 1
 	touch "$REPO/dies"
-	! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "8 passed, 1 failed, 1 skipped" || return 1
+	! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "9 passed, 1 failed, 1 skipped" || return 1
 	mv "$REPO/dies" "$REPO/empty"
-	! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "7 passed, 1 failed, 1 skipped" || return 1
+	! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "8 passed, 1 failed, 1 skipped" || return 1
 	touch "$REPO/unbuilt"
 	! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "0 passed, 1 failed"
 }
