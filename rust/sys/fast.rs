@@ -287,8 +287,12 @@ pub(super) unsafe fn huge<P: FmapProvider>(
 ) -> Option<bindings::vm_fault_t> {
     // SAFETY: By the function's own requirement.
     let fault = unsafe { Fault::<P>::new(vmf) }?;
+    // Looked at again in the section; a shut gate should cost nothing.
+    if !fault.file.head.gate().is_open() || !fault.may_be_huge() {
+        return None;
+    }
     // SAFETY: As above.
-    if !fault.may_be_huge() || !unsafe { bindings::famfs_pmd_is_none(vmf) } {
+    if !unsafe { bindings::famfs_pmd_is_none(vmf) } {
         return None;
     }
     let section = Section::enter();
@@ -312,7 +316,7 @@ pub(super) unsafe fn small<P: FmapProvider>(
 ) -> Option<bindings::vm_fault_t> {
     // SAFETY: By the function's own requirement.
     let (fault, cow) = unsafe { (Fault::<P>::new(vmf)?, !(*vmf).cow_page.is_null()) };
-    if cow {
+    if cow || !fault.file.head.gate().is_open() {
         return None;
     }
     let _nofs = NoFs::enter();
