@@ -10,8 +10,8 @@ use famfs_media::Interleave;
 use crate::mount_helper::{self, Wish};
 use crate::server::opener;
 use crate::{
-    check, chkread, clear_error, cp, creat, df, docs, dump, exit, flush, fmap, fsck, getmap,
-    handover, logplay, ls, mkdir, mkfs, mount, size, status, verify,
+    check, chkread, clear_error, cp, creat, df, docs, doctor, dump, exit, flush, fmap, fsck,
+    getmap, handover, logplay, ls, mkdir, mkfs, mount, size, status, verify,
 };
 
 /// Files on fabric-attached memory: tools and server.
@@ -28,6 +28,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand)]
 pub enum Verb {
+    /// Say what is missing on this machine to mount, and what mends it.
+    Doctor(doctor::Args),
     /// Make a file system on dax devices.
     Mkfs(mkfs::Args),
     /// Mount a file system.
@@ -181,6 +183,7 @@ fn with_verb(mut args: Vec<OsString>) -> Vec<OsString> {
 /// Run a verb.
 pub fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Mkfs(args) => mkfs::run(&args),
         Verb::Mount(args) => mount::run(&args),
         Verb::Serve(args) => mount::serve(&args),

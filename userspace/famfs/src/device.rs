@@ -21,6 +21,18 @@ pub enum Mode {
     Unbound,
 }
 
+impl Mode {
+    /// In words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Devdax => "devdax mode",
+            Self::Fsdev => "fsdev mode",
+            Self::SystemRam => "system-ram mode",
+            Self::Unbound => "without a driver",
+        }
+    }
+}
+
 /// A dax device of this machine.
 #[derive(Clone, Debug)]
 pub struct DaxDevice {
@@ -78,7 +90,7 @@ fn open_in(sys: &Path, path: &Path) -> Result<DaxDevice, DeviceError> {
     let node = match fs::canonicalize(path) {
         Ok(node) => node,
         // Without a driver that has one, a dax device has no node, but sysfs still knows it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return open_by_name(sys, path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return by_name(sys, path),
         Err(error) => return Err(DeviceError::Io(path.into(), error)),
     };
     let metadata = fs::metadata(&node).map_err(|error| DeviceError::Io(path.into(), error))?;
@@ -97,7 +109,8 @@ fn open_in(sys: &Path, path: &Path) -> Result<DaxDevice, DeviceError> {
     describe(sys, node, name)
 }
 
-fn open_by_name(sys: &Path, path: &Path) -> Result<DaxDevice, DeviceError> {
+/// The dax device that `sys` has by the name that `path` ends with.
+pub fn by_name(sys: &Path, path: &Path) -> Result<DaxDevice, DeviceError> {
     let missing = || DeviceError::Missing(path.into());
     let name = path
         .file_name()
@@ -132,12 +145,19 @@ fn describe(sys: &Path, path: PathBuf, name: String) -> Result<DaxDevice, Device
 /// All dax devices of this machine that can be described, by name.
 pub fn all() -> io::Result<Vec<DaxDevice>> {
     let sys = Path::new("/sys");
+    let described = names(sys)?
+        .into_iter()
+        .filter_map(|name| by_name(sys, Path::new(&name)).ok());
+    Ok(described.collect())
+}
+
+/// Names of all dax devices that `sys` knows.
+pub fn names(sys: &Path) -> io::Result<Vec<String>> {
     let mut names = fs::read_dir(sys.join("bus/dax/devices"))?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<io::Result<Vec<_>>>()?;
     names.sort_unstable();
-    let describe = |name: String| describe(sys, Path::new("/dev").join(&name), name).ok();
-    Ok(names.into_iter().filter_map(describe).collect())
+    Ok(names)
 }
 
 impl DaxDevice {
@@ -164,7 +184,7 @@ impl DaxDevice {
     }
 
     /// Whether the system uses any of the device's memory. Only in system-ram mode can it.
-    fn is_online(&self) -> io::Result<bool> {
+    pub fn is_online(&self) -> io::Result<bool> {
         let start = read_number(
             &self
                 .sys
@@ -217,13 +237,13 @@ pub fn set_fsdev_mode(device: &mut DaxDevice) -> Result<(), DeviceError> {
 }
 
 /// Name of what a symbolic link of sysfs points to.
-fn link_name(link: &Path) -> Option<String> {
+pub fn link_name(link: &Path) -> Option<String> {
     let target = fs::read_link(link).ok()?;
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
 /// A number in a file of sysfs, with or without `0x` where the radix is 16.
-fn read_number(file: &Path, radix: u32) -> io::Result<u64> {
+pub fn read_number(file: &Path, radix: u32) -> io::Result<u64> {
     let text = fs::read_to_string(file)?;
     let digits = text.trim().trim_start_matches("0x");
     u64::from_str_radix(digits, radix)

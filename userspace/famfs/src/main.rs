@@ -12,6 +12,7 @@ mod daemon;
 mod device;
 mod df;
 mod docs;
+mod doctor;
 mod dump;
 mod exit;
 mod fill;

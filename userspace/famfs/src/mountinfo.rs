@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -26,7 +26,13 @@ pub struct Mount {
 
 /// All mounts, earlier ones first.
 pub fn mounts() -> anyhow::Result<Vec<Mount>> {
-    let text = fs::read("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    mounts_in(Path::new("/proc"))
+}
+
+/// The mounts that `proc` knows.
+pub fn mounts_in(proc: &Path) -> anyhow::Result<Vec<Mount>> {
+    let file = proc.join("self/mountinfo");
+    let text = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
     Ok(text
         .split(|&b| b == b'\n')
         .filter_map(parse_mount)
@@ -72,7 +78,6 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn mountinfo_lines() {

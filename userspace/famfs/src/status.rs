@@ -15,7 +15,7 @@ use crate::mountinfo::Mount;
 use crate::server::control;
 
 /// Where famfs.ko tells what it has, a file for each mount.
-const DEBUGFS: &str = "/sys/kernel/debug/famfs";
+pub const DEBUGFS: &str = "/sys/kernel/debug/famfs";
 
 /// Options of status.
 #[derive(clap::Args)]
