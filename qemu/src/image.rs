@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use cpio::newc::{trailer, Builder};
 
+use crate::tools::Kit;
+
 const S_IFDIR: u32 = 0o040000;
 const S_IFREG: u32 = 0o100000;
 const S_IFLNK: u32 = 0o120000;
@@ -28,8 +30,8 @@ pub struct Contents {
     pub init: PathBuf,
     /// Unpacked Debian packages.
     pub tools: PathBuf,
-    /// Those of their programs that are wanted.
-    pub programs: &'static [&'static str],
+    /// What of them is wanted.
+    pub kit: &'static Kit,
     pub ko: Option<PathBuf>,
     pub kunit_ko: Option<PathBuf>,
     pub famfs: Option<PathBuf>,
@@ -62,7 +64,7 @@ impl Contents {
         // The kernel opens it before init has mounted devtmpfs.
         archive.console()?;
         archive.file("init", &self.init)?;
-        for program in self.programs {
+        for program in self.kit.programs {
             let name = program.rsplit('/').next().unwrap_or(program);
             archive.file(&format!("usr/bin/{name}"), &self.tools.join(program))?;
         }

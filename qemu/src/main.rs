@@ -15,6 +15,8 @@ mod tally;
 mod tools;
 mod topology;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use tools::Kit;
 use topology::Topology;
 
 #[derive(Debug, Parser)]
@@ -51,7 +54,7 @@ struct Parts {
     /// The famfs binary
     #[arg(long, env = "FAMFS")]
     famfs: Option<PathBuf>,
-    /// Where the guest image goes (default: in the cache)
+    /// Where the guest image goes, and beside it those with other kits (default: in the cache)
     #[arg(long, env = "INITRD")]
     initrd: Option<PathBuf>,
 }
@@ -115,30 +118,21 @@ fn main() -> ExitCode {
 }
 
 fn run_verb(cli: Cli) -> Result<()> {
-    let kit = match cli.verb {
-        Verb::Bench { .. } => &tools::BENCH_KIT,
-        _ => &tools::KIT,
-    };
-    let initrd = build_initrd(&cli.parts, kit)?;
+    let parts = &cli.parts;
     let booter = || -> Result<run::Booter> {
         qemu::check_version()?;
         Ok(run::Booter {
-            kernel: cli
-                .parts
+            kernel: parts
                 .bzimage
                 .clone()
                 .context("no kernel given: set BZIMAGE (make kernel builds one)")?,
-            stock_kernel: cli
-                .parts
-                .bzimage_stock
-                .clone()
-                .filter(|path| path.is_file()),
-            initrd: initrd.clone(),
-            logs: initrd.with_extension("logs"),
+            stock_kernel: parts.bzimage_stock.clone().filter(|path| path.is_file()),
+            images: Images::new(parts),
+            logs: parts.initrd()?.with_extension("logs"),
         })
     };
     match cli.verb {
-        Verb::Initrd => println!("{}", initrd.display()),
+        Verb::Initrd => println!("{}", Images::new(parts).get(&tools::KIT)?.display()),
         Verb::Bench { out, commit } => bench::run(&booter()?, &out, &commit)?,
         Verb::Demo { topology } => run::demo(&booter()?, topology)?,
         Verb::Shell { topology } => run::shell(&booter()?, topology)?,
@@ -164,19 +158,56 @@ fn some_seed() -> u64 {
     now.map_or(1, |now| u64::from(now.subsec_micros()) + 1)
 }
 
-fn build_initrd(parts: &Parts, kit: &tools::Kit) -> Result<PathBuf> {
-    let path = match &parts.initrd {
-        Some(path) => path.clone(),
-        None => tools::cache()?.join("guest.cpio"),
-    };
-    let contents = image::Contents {
-        init: tools::guest_init()?,
-        tools: tools::guest_tools(kit)?,
-        programs: kit.programs,
-        ko: parts.ko.clone(),
-        kunit_ko: parts.kunit_ko.clone(),
-        famfs: parts.famfs.clone(),
-    };
-    contents.write(&path)?;
-    Ok(path)
+impl Parts {
+    fn initrd(&self) -> Result<PathBuf> {
+        match &self.initrd {
+            Some(path) => Ok(path.clone()),
+            None => Ok(tools::cache()?.join("guest.cpio")),
+        }
+    }
+
+    /// Builds the guest image that has this kit in it; gives its path.
+    fn build_initrd(&self, kit: &'static Kit) -> Result<PathBuf> {
+        let path = match kit.name {
+            "" => self.initrd()?,
+            name => self.initrd()?.with_extension(format!("{name}.cpio")),
+        };
+        let contents = image::Contents {
+            init: tools::guest_init()?,
+            tools: tools::guest_tools(kit)?,
+            kit,
+            ko: self.ko.clone(),
+            kunit_ko: self.kunit_ko.clone(),
+            famfs: self.famfs.clone(),
+        };
+        contents.write(&path)?;
+        Ok(path)
+    }
+}
+
+/// The guest images of one run, each built when it is needed first.
+#[derive(Debug)]
+pub struct Images<'a> {
+    parts: &'a Parts,
+    built: RefCell<BTreeMap<&'static str, PathBuf>>,
+}
+
+impl<'a> Images<'a> {
+    fn new(parts: &'a Parts) -> Self {
+        Self {
+            parts,
+            built: RefCell::default(),
+        }
+    }
+
+    /// The path of the image with this kit in it.
+    pub fn get(&self, kit: &'static Kit) -> Result<PathBuf> {
+        let mut built = self.built.borrow_mut();
+        if let Some(path) = built.get(kit.name) {
+            return Ok(path.clone());
+        }
+        let path = self.parts.build_initrd(kit)?;
+        built.insert(kit.name, path.clone());
+        Ok(path)
+    }
 }

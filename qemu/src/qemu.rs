@@ -17,7 +17,7 @@ const OLDEST: (u32, u32) = (8, 1);
 pub struct Machine<'a> {
     pub topology: &'a Topology,
     pub kernel: &'a Path,
-    pub initrd: &'a Path,
+    pub initrd: PathBuf,
     /// `famfs.*` words for the guest's init.
     pub plan: Vec<String>,
     /// Where the kernel's log goes.
@@ -111,7 +111,7 @@ impl Machine<'_> {
             .arg("-kernel")
             .arg(self.kernel)
             .arg("-initrd")
-            .arg(self.initrd);
+            .arg(&self.initrd);
         command.arg("-append").arg(self.kernel_command_line());
         command
     }

@@ -13,6 +13,7 @@ use crate::pair::{self, SharedMemory};
 use crate::qemu::Machine;
 use crate::tally::Tally;
 use crate::topology::{self, Topology};
+use crate::Images;
 
 const LIMITS: Limits = Limits {
     total: Duration::from_secs(900),
@@ -26,16 +27,16 @@ const DEBUG_LIMITS: Limits = Limits {
 
 /// What guests are booted from, and where their logs go.
 #[derive(Debug)]
-pub struct Booter {
+pub struct Booter<'a> {
     pub kernel: PathBuf,
     pub stock_kernel: Option<PathBuf>,
-    pub initrd: PathBuf,
+    pub images: Images<'a>,
     pub logs: PathBuf,
 }
 
-impl Booter {
+impl Booter<'_> {
     pub fn machine<'a>(
-        &'a self,
+        &self,
         topology: &'a Topology,
         kernel: &'a Path,
         name: &str,
@@ -52,7 +53,7 @@ impl Booter {
         Ok(Machine {
             topology,
             kernel,
-            initrd: &self.initrd,
+            initrd: self.images.get(topology.kit)?,
             plan,
             console,
             debug: false,

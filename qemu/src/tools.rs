@@ -14,11 +14,14 @@ const SUITE: &str = "trixie";
 /// Debian packages, and the programs that guests want of them.
 #[derive(Debug)]
 pub struct Kit {
+    /// What sets its image's name apart from that of [`KIT`].
+    pub name: &'static str,
     packages: &'static [&'static str],
     pub programs: &'static [&'static str],
 }
 
 pub const KIT: Kit = Kit {
+    name: "",
     packages: &["cxl", "ndctl", "daxctl", "busybox-static", "mount"],
     programs: &[
         "usr/bin/busybox",
@@ -31,6 +34,7 @@ pub const KIT: Kit = Kit {
 
 /// With other file systems to compare with.
 pub const BENCH_KIT: Kit = Kit {
+    name: "bench",
     packages: &["ndctl", "busybox-static", "e2fsprogs", "xfsprogs"],
     programs: &[
         "usr/bin/busybox",

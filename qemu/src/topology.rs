@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machines that guests are booted on, as data.
 
+use crate::tools::{Kit, BENCH_KIT, KIT};
+
 /// One machine: what QEMU is told, what the kernel is told, what the guest makes of it.
 #[derive(Debug)]
 pub struct Topology {
@@ -11,6 +13,8 @@ pub struct Topology {
     pub kernel: &'static [&'static str],
     /// `famfs.memory=` for the guest's init: how its dax devices are made.
     pub memory: &'static str,
+    /// What the guest's image is made of.
+    pub kit: &'static Kit,
 }
 
 /// No dax device at all.
@@ -19,6 +23,7 @@ pub const BARE: Topology = Topology {
     qemu: &["-machine", "q35", "-m", "512M"],
     kernel: &[],
     memory: "none",
+    kit: &KIT,
 };
 
 /// One daxdev on plain memory: the fast one.
@@ -27,6 +32,7 @@ pub const PMEM: Topology = Topology {
     qemu: &["-machine", "q35", "-m", "2G"],
     kernel: &["memmap=384M!1G"],
     memory: "pmem1",
+    kit: &KIT,
 };
 
 /// Two daxdevs of different size. The gap keeps the kernel from merging the two ranges.
@@ -35,6 +41,7 @@ pub const PMEM2: Topology = Topology {
     qemu: &["-machine", "q35", "-m", "2G"],
     kernel: &["memmap=384M!1G", "memmap=256M!1536M"],
     memory: "pmem2",
+    kit: &KIT,
 };
 
 /// One CXL type-3 device with volatile memory behind a root port; QEMU emulates every access to it.
@@ -58,6 +65,7 @@ pub const CXL: Topology = Topology {
     ],
     kernel: &[],
     memory: "cxl",
+    kit: &KIT,
 };
 
 /// Bytes of the memory that two hosts share: room for 1,000 files of an allocation unit and more.
@@ -71,6 +79,7 @@ pub const MASTER: Topology = Topology {
     qemu: NVDIMM,
     kernel: &[],
     memory: "pmem1",
+    kit: &KIT,
 };
 
 /// The second one, which finds the namespace that the first has made.
@@ -79,6 +88,7 @@ pub const CLIENT: Topology = Topology {
     qemu: NVDIMM,
     kernel: &[],
     memory: "found1",
+    kit: &KIT,
 };
 
 /// For `make bench`: four daxdevs on plain memory, one of them large enough for 4096 extents of 3 MiB on average, on a
@@ -112,6 +122,7 @@ pub const BENCH: Topology = Topology {
         "norandmaps",
     ],
     memory: "pmem4",
+    kit: &BENCH_KIT,
 };
 
 const ALL: [&Topology; 4] = [&BARE, &PMEM, &PMEM2, &CXL];
