@@ -103,7 +103,7 @@ const JOBS: &[Job] = &[
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
-            "module,contents,protocol,push,refusals,hostile,faults,fast,lifetime,teardown,removal,pins,tool,hosts,striped,handover,mount8,wrong_use,failure,poison",
+            "module,contents,protocol,push,refusals,hostile,faults,fast,lifetime,teardown,removal,pins,tool,hosts,striped,handover,mount8,wrong_use,failure,poison,mended,poisoned_pins",
         kind: Kind::Tests,
     },
     Job {
@@ -115,7 +115,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "cxl",
         topology: &topology::CXL,
-        scenarios: "contents,tool,poison,poison_cxl,removal_cxl",
+        scenarios: "contents,tool,poison,mended,mended_cxl,removal_cxl",
         kind: Kind::Tests,
     },
     Job {

@@ -144,9 +144,9 @@ impl Probe {
         self.ask(&format!("register {at} {len}"))
     }
 
-    /// Begins to read a page from `path` into the mapping with O_DIRECT.
-    pub fn start_direct_read(&mut self, path: &str, at: u64) -> Result<()> {
-        self.tell(&format!("direct {path} {at}"))
+    /// Begins to read `len` bytes from `path` into the mapping with O_DIRECT.
+    pub fn start_direct_read(&mut self, path: &str, at: u64, len: u64) -> Result<()> {
+        self.tell(&format!("direct {path} {at} {len}"))
     }
 
     /// Reads, writes or touches all of the file, over and over until that fails. Returns after the first round; the
@@ -273,11 +273,11 @@ impl State {
                 self.ring = Some(ring);
                 0
             }),
-            ["direct", path, at] => {
+            ["direct", path, at, len] => {
                 let mut options = OpenOptions::new();
                 options.read(true).custom_flags(libc::O_DIRECT);
                 let from = options.open(path)?;
-                let count = mapping.read_from(&from, at.parse()?, 4096);
+                let count = mapping.read_from(&from, at.parse()?, len.parse()?);
                 count.map(|count| count as u64)
             }
             ["hammer", what] => Err(hammer(file, mapping, what)),

@@ -196,7 +196,8 @@ pub fn exec_without_rawio(mut args: impl Iterator<Item = String>) -> ExitCode {
     ExitCode::from(125)
 }
 
-fn drop_rawio() -> Result<()> {
+/// Takes CAP_SYS_RAWIO from this thread, for good.
+pub fn drop_rawio() -> Result<()> {
     remove_capability_from_bounding_set(CapabilitySet::SYS_RAWIO)?;
     let mut sets = capabilities(None)?;
     sets.effective.remove(CapabilitySet::SYS_RAWIO);

@@ -21,10 +21,12 @@ mod hostile;
 mod hosts;
 mod kinds;
 mod lifetime;
+mod mended;
 mod modules;
 mod mount8;
 mod pins;
 mod poison;
+mod poisoned_pins;
 mod protocol;
 mod push;
 mod refusals;
@@ -63,7 +65,9 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
     ("poison", poison::TESTS),
-    ("poison_cxl", poison::CXL),
+    ("mended", mended::TESTS),
+    ("mended_cxl", mended::CXL),
+    ("poisoned_pins", poisoned_pins::TESTS),
     ("failslab", failslab::TESTS),
     ("cycles", cycles::TESTS),
     ("soak", soak::TESTS),

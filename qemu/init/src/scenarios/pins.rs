@@ -83,15 +83,27 @@ impl<'a> Setup<'a> {
 }
 
 /// Something that may have to wait.
-struct Background(JoinHandle<Result<()>>);
+pub struct Background(JoinHandle<Result<()>>);
 
 impl Background {
-    fn expect_waiting(&self, what: &str) -> Result<()> {
+    /// Begins to unmount, and comes back when the mount is gone from the namespace; its files are evicted after that.
+    pub fn umount(fs: &mut TestFs) -> Result<Self> {
+        let umount = Self(fs.start_umount());
+        let end = Instant::now() + Duration::from_secs(60);
+        let path = fs.path("");
+        while std::fs::read_to_string("/proc/mounts")?.contains(path.trim_end_matches('/')) {
+            ensure!(Instant::now() < end, "{path} stays mounted");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(umount)
+    }
+
+    pub fn expect_waiting(&self, what: &str) -> Result<()> {
         ensure!(!self.0.is_finished(), "{what} did not wait for the pin");
         Ok(())
     }
 
-    fn join(self) -> Result<()> {
+    pub fn join(self) -> Result<()> {
         self.0.join().map_err(|_| anyhow!("a thread panicked"))?
     }
 }
@@ -142,7 +154,7 @@ fn removal_waits_for_direct_io(guest: &Guest, _channel: &mut Channel) -> Result<
     };
     let mut plain = StoppingFs::mount(&plain, &[], wire::READ)?;
     let (mut pinner, address) = setup.user("file")?;
-    pinner.start_direct_read(&plain.path("source"), 4096)?;
+    pinner.start_direct_read(&plain.path("source"), 4096, 4096)?;
     plain.wait_until_stopped()?;
     let removal = setup.start_removal();
     wait_until_unmapped(&pinner, address)?;
@@ -210,15 +222,7 @@ fn umount_waits_for_a_pipe(guest: &Guest, _channel: &mut Channel) -> Result<()> 
     let (mut pinner, _) = setup.user("file")?;
     ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
     ensure_eq!(pinner.close()?, Reply::Value(0), "munmap and close");
-    let umount = setup.fs.start_umount();
-    let umount = Background(umount);
-    // The mount is gone from the namespace before its files are evicted.
-    let end = Instant::now() + Duration::from_secs(60);
-    let path = setup.fs.path("");
-    while std::fs::read_to_string("/proc/mounts")?.contains(path.trim_end_matches('/')) {
-        ensure!(Instant::now() < end, "{path} stays mounted");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let umount = Background::umount(&mut setup.fs)?;
     ensure_eq!(
         module::rmmod("famfs"),
         Err(rustix::io::Errno::WOULDBLOCK),

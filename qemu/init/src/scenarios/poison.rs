@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a memory error takes away, to the byte: who is told, what stays, and how it comes back.
+//! What a memory error takes away, to the byte: who is told, and what stays.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
 
 use anyhow::{ensure, Context, Result};
-use serde_json::{json, Value};
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, first_difference, pattern, ready, Ready};
-use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::fmap::{extent, Fmap, AU};
@@ -20,7 +19,7 @@ use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::server::{ServedFile, TestFs};
 use crate::sys::{scan_pages, Kind, Mapping, PAGE_IS_HUGE};
-use crate::tool::{debugfs_file, famfs, getmap, run};
+use crate::tool::debugfs_file;
 
 pub const TESTS: &[(&str, Test)] = &[
     ("one_page_is_lost", one_page_is_lost),
@@ -28,34 +27,40 @@ pub const TESTS: &[(&str, Test)] = &[
     ("nobody_met_it", nobody_met_it),
     ("open_while_memory_fails", open_while_memory_fails),
     ("access_while_memory_fails", access_while_memory_fails),
-    ("forgotten_errors", forgotten_errors),
-    ("cleared_by_the_tool", cleared_by_the_tool),
+    ("two_errors_at_once", two_errors_at_once),
 ];
 
-/// For guests with a CXL memory device.
-pub const CXL: &[(&str, Test)] = &[("poison_in_the_device", poison_in_the_device)];
-
-const EHWPOISON: i32 = libc::EHWPOISON;
-const PAGE: u64 = 4096;
+pub const EHWPOISON: i32 = libc::EHWPOISON;
+pub const PAGE: u64 = 4096;
 /// log2 of PAGE and of AU, as si_addr_lsb has it.
 const PAGE_LSB: u8 = 12;
 const AU_LSB: u8 = 21;
-/// failure_policy in GET_DAXDEV's answer, and what the server's ioctl asks to forget errors with.
-const DEVICE: u16 = 1;
-const RANGE: u16 = 2;
+/// failure_policy in GET_DAXDEV's answer.
+pub const DEVICE: u16 = 1;
+pub const RANGE: u16 = 2;
+/// What the server's ioctl asks to forget errors with.
 const FORGET: u32 = 4;
 /// Where the file lies on device 0; its neighbour is right behind it.
-const FILE_AT: u64 = 64 << 20;
+pub const FILE_AT: u64 = 64 << 20;
 
 /// A mount with a file and its neighbour, both with their patterns in the memory.
-struct Setup {
-    ready: Ready,
-    fmaps: [Fmap; 2],
-    fs: TestFs,
+pub struct Setup {
+    pub ready: Ready,
+    pub fmaps: [Fmap; 2],
+    policy: u16,
+    pub fs: TestFs,
+}
+
+fn mount(ready: &Ready, [file, neighbour]: &[Fmap; 2], policy: u16) -> Result<TestFs> {
+    let files = vec![
+        ServedFile::new("file", file),
+        ServedFile::new("neighbour", neighbour),
+    ];
+    TestFs::mount(ready.serve(files).with_policy(policy))
 }
 
 impl Setup {
-    fn new(guest: &Guest, policy: u16) -> Result<Self> {
+    pub fn new(guest: &Guest, policy: u16) -> Result<Self> {
         let ready = ready(guest)?;
         // Every access to CXL memory is emulated, slowly.
         let size = if guest.fast { 32 * AU } else { 3 * AU };
@@ -64,21 +69,39 @@ impl Setup {
         for fmap in &fmaps {
             ready.fill(fmap)?;
         }
-        let [file, neighbour] = &fmaps;
-        let files = vec![
-            ServedFile::new("file", file),
-            ServedFile::new("neighbour", neighbour),
-        ];
-        let fs = TestFs::mount(ready.serve(files).with_policy(policy))?;
-        Ok(Self { ready, fmaps, fs })
+        let fs = mount(&ready, &fmaps, policy)?;
+        Ok(Self {
+            ready,
+            fmaps,
+            policy,
+            fs,
+        })
     }
 
-    fn size(&self) -> u64 {
+    /// The same mount once more, after that one has gone.
+    pub fn mount_again(&mut self) -> Result<()> {
+        self.fs = mount(&self.ready, &self.fmaps, self.policy).context("the next mount")?;
+        Ok(())
+    }
+
+    /// What the server says when the memory is good again.
+    pub fn forget(&self) -> Result<std::result::Result<(), i32>> {
+        let device = File::open(self.ready.paths.first().context("no daxdev")?)?;
+        Ok(self.forget_of(device.as_raw_fd(), 0))
+    }
+
+    /// The same for the daxdev of that index, with this descriptor to show for it.
+    pub fn forget_of(&self, device: i32, index: u64) -> std::result::Result<(), i32> {
+        let done = self.fs.push_raw(device, FORGET, index);
+        done.map_err(|error| error.raw_os_error().unwrap_or(0))
+    }
+
+    pub fn size(&self) -> u64 {
         self.fmaps[0].size
     }
 
     /// A process that has a file mapped and all of it touched, with the mapping's address.
-    fn user(&self, name: &str, kind: Kind) -> Result<(Probe, u64)> {
+    pub fn user(&self, name: &str, kind: Kind) -> Result<(Probe, u64)> {
         let len = if name == "file" { self.size() } else { 2 * AU };
         let mut probe = Probe::start()?;
         let address = expect_value(probe.map(&self.fs.path(name), len, kind)?)?;
@@ -89,12 +112,12 @@ impl Setup {
     }
 
     /// Number of the memory's page that has the byte `at` of the file.
-    fn pfn(&self, at: u64) -> Result<u64> {
+    pub fn pfn(&self, at: u64) -> Result<u64> {
         Ok(self.ready.raw(0)?.pfn(FILE_AT + at))
     }
 
     /// The file can be read and mapped, byte for byte, but for the page at `lost`.
-    fn expect_the_rest(&self, lost: Option<u64>) -> Result<()> {
+    pub fn expect_the_rest(&self, lost: Option<u64>) -> Result<()> {
         let file = self.fs.open("file")?;
         let mapping = Mapping::new(&file, 0, self.size() as usize, Kind::SharedRead)?;
         let hole = lost.map_or(self.size()..self.size(), |at| at..at + PAGE);
@@ -127,7 +150,7 @@ fn expect_bytes(file: &File, mapping: &Mapping, at: u64, len: usize) -> Result<(
 }
 
 /// Touches the lost page at `at` of the mapping at `address`, byte 9, which must say so exactly.
-fn expect_lost(user: &mut Probe, address: u64, at: u64) -> Result<()> {
+pub fn expect_lost(user: &mut Probe, address: u64, at: u64) -> Result<()> {
     let lost = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + at + 9) as usize);
     ensure_eq!(user.get(at + 9)?, lost, "a load from the lost page");
     ensure_eq!(
@@ -139,13 +162,13 @@ fn expect_lost(user: &mut Probe, address: u64, at: u64) -> Result<()> {
 }
 
 /// Has the kernel told of a memory error in a page by nobody who uses it, as a patrol scrubber does.
-fn report_error(pfn: u64) -> Result<()> {
+pub fn report_error(pfn: u64) -> Result<()> {
     let file = "/sys/kernel/debug/hwpoison/corrupt-pfn";
     std::fs::write(file, format!("{pfn:#x}")).with_context(|| format!("{pfn:#x} to {file}"))
 }
 
 /// What debugfs shows of the first device: its state, and the ranges that are lost.
-fn shown(fs: &TestFs) -> Result<Vec<String>> {
+pub fn shown(fs: &TestFs) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(debugfs_file(&fs.path("."))?)?;
     let lines = text.lines().filter_map(|line| match line.split_once(' ') {
         Some(("daxdev", rest)) => rest.split_once(" state=").map(|(_, state)| state),
@@ -308,12 +331,9 @@ fn open_while_memory_fails(guest: &Guest, _channel: &mut Channel) -> Result<()> 
         let file = opener
             .join()
             .map_err(|_| anyhow::anyhow!("the opener panicked"))??;
-        let errno = |at| {
-            file.read_at(&mut [0; 8], at)
-                .map_err(|error| error.raw_os_error().unwrap_or(0))
-        };
-        ensure_eq!(errno(at), Err(EHWPOISON), "pread of lost page {round}");
-        ensure_eq!(errno(at + PAGE), Ok(8), "pread behind lost page {round}");
+        let errno = |at| read_errno(&file, at);
+        ensure_eq!(errno(at), EHWPOISON, "pread of lost page {round}");
+        ensure_eq!(errno(at + PAGE), 0, "pread behind lost page {round}");
     }
     setup.fs.umount().context("umount after the errors")
 }
@@ -374,144 +394,52 @@ fn access_while_memory_fails(guest: &Guest, _channel: &mut Channel) -> Result<()
     setup.fs.umount().context("umount after the errors")
 }
 
-/// The server says that the memory is good again: files, mappings and the kernel use it as before.
-fn forgotten_errors(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let mut setup = Setup::new(guest, RANGE)?;
-    let at = AU + 9 * PAGE;
-    let (mut user, address) = setup.user("file", Kind::SharedWrite)?;
-    let (mut patient, _) = setup.user("file", Kind::SharedWrite)?;
-    report_error(setup.pfn(at)?)?;
-    expect_lost(&mut user, address, at)?;
-
-    let device = File::open(setup.ready.paths.first().context("no daxdev")?)?;
-    let forget = |fd: i32, index| {
-        let done = setup.fs.push_raw(fd, FORGET, index);
-        done.map_err(|error| error.raw_os_error().unwrap_or(0))
-    };
-    ensure_eq!(
-        forget(-1, 0),
-        Err(libc::EBADF),
-        "to forget without a device"
-    );
-    ensure_eq!(
-        forget(device.as_raw_fd(), 1),
-        Err(libc::ENOENT),
-        "to forget the errors of an index without a device"
-    );
-    ensure_eq!(
-        patient.pread(at, 8)?,
-        Reply::Errno(EHWPOISON),
-        "pread after neither"
-    );
-    ensure_eq!(
-        forget(device.as_raw_fd(), 0),
-        Ok(()),
-        "to forget the errors"
-    );
-
-    ensure_eq!(shown(&setup.fs)?, ["ok policy=range"], "debugfs");
-    let byte = Reply::Value(pattern(at + 9, 1)[0].into());
-    ensure_eq!(
-        patient.get(at + 9)?,
-        byte,
-        "a load from a mapping of before"
-    );
-    setup.expect_the_rest(None)?;
-    ensure_eq!(patient.pwrite(at, PAGE)?, Reply::Value(PAGE), "pwrite");
-
-    report_error(setup.pfn(at)?)?;
-    ensure_eq!(
-        patient.pread(at, 8)?,
-        Reply::Errno(EHWPOISON),
-        "pread after the next error"
-    );
-    drop((user, patient));
-    setup.fs.umount().context("umount")
+/// Two errors are reported at the same time, in two files, again and again. The kernel tells the holder of a device of
+/// one after the other; each counts when its report has returned, and nothing is lost but what was reported.
+fn two_errors_at_once(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    const ROUNDS: u64 = 20;
+    for policy in [DEVICE, RANGE] {
+        channel.step(&format!("two errors at once, failure_policy {policy}"));
+        let mut setup = Setup::new(guest, policy)?;
+        let barrier = Arc::new(Barrier::new(2));
+        let report = |name: &str, first: u64| -> Result<JoinHandle<Result<()>>> {
+            let (file, barrier) = (setup.fs.open(name)?, Arc::clone(&barrier));
+            let pfn = setup.pfn(first)?;
+            Ok(std::thread::spawn(move || {
+                for page in (0..ROUNDS).map(|round| 2 * round) {
+                    barrier.wait();
+                    report_error(pfn + page)?;
+                    let lost = read_errno(&file, page * PAGE);
+                    ensure_eq!(lost, EHWPOISON, "pread of lost page {page}");
+                    let behind = [EHWPOISON, 0][usize::from(policy == RANGE)];
+                    let errno = read_errno(&file, (page + 1) * PAGE);
+                    ensure_eq!(errno, behind, "pread behind lost page {page}");
+                }
+                Ok(())
+            }))
+        };
+        for thread in [report("file", 0)?, report("neighbour", setup.size())?] {
+            let done = thread.join();
+            done.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        let lost = [0, setup.size()]
+            .into_iter()
+            .flat_map(|first| (0..ROUNDS).map(move |round| FILE_AT + first + 2 * round * PAGE));
+        let lost: Vec<String> = lost
+            .map(|at| format!("offset={at:#x} len=0x1000"))
+            .collect();
+        ensure_eq!(shown(&setup.fs)?[1..], lost, "debugfs");
+        ensure_eq!(setup.forget()?, Ok(()), "to forget the errors");
+        setup.expect_the_rest(None)?;
+        setup.fs.umount().context("umount after the errors")?;
+    }
+    Ok(())
 }
 
-/// `famfs mount --failure range`, an error, its place in `famfs status`, `famfs clear-error`.
-fn cleared_by_the_tool(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let mounted = Mounted::new(guest, 1)?;
-    umount()?;
-    let device = mounted.ready.paths.first().context("no daxdev")?.clone();
-    famfs(&["mount", "--failure", "range", &device, MOUNTPOINT])?;
-    famfs(&["cp", &source("lost", 2 * AU)?, MOUNTPOINT])?;
-    let (_, offset, _) = *getmap(&at("lost"))?.first().context("no extent")?;
-    let hit = offset + 5 * PAGE;
-    report_error(mounted.ready.raw(0)?.pfn(hit))?;
-    let errno = |pos| {
-        let file = File::open(at("lost"))?;
-        let read = file.read_at(&mut [0; 8], pos);
-        anyhow::Ok(read.err().and_then(|error| error.raw_os_error()))
-    };
-    ensure_eq!(errno(5 * PAGE)?, Some(EHWPOISON), "pread of the lost page");
-    ensure_eq!(errno(6 * PAGE)?, None, "pread behind it");
-    let status: Value = serde_json::from_str(&famfs(&["status", "--json", MOUNTPOINT])?)?;
-    ensure_eq!(status["failure"], "range", "the policy that status shows");
-    let shown = json!({ "device": device, "offset": format!("{hit:#x}"), "len": "0x1000" });
-    let failures = &status["kernel"]["failures"];
-    ensure_eq!(failures[1], shown, "the range that status shows");
-    let said = famfs(&["clear-error", MOUNTPOINT])?;
-    ensure!(said.contains(&device), "clear-error says {said:?}");
-    ensure_eq!(errno(5 * PAGE)?, None, "pread after clear-error");
-    famfs(&["chkread", &at("lost")])?;
-    umount()?;
-    run("famfs", &["clear-error", MOUNTPOINT])?.expect_failure(3, "neither mount point nor device")
-}
-
-/// Poison that QEMU puts into the CXL device: it is in the device's list of media errors, memory_failure() at its
-/// address has the answers of any other memory, and what the device clears is used again.
-fn poison_in_the_device(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    let mut setup = Setup::new(guest, RANGE)?;
-    let at = AU + 11 * PAGE;
-    // One device, one region, no interleaving: dax offset and device address are one.
-    let address = FILE_AT + at + 128;
-    ensure_eq!(media_errors()?, json!([]), "media errors at first");
-    channel.qmp(&json!({
-        "execute": "cxl-inject-poison",
-        "arguments": { "path": "/machine/peripheral/cxl-vmem0", "start": address, "length": 64 },
-    }))?;
-    let errors = media_errors()?;
-    ensure_eq!(
-        errors,
-        json!([{ "offset": address, "length": 64, "source": "Internal" }]),
-        "media errors"
-    );
-
-    let (mut user, user_address) = setup.user("file", Kind::SharedWrite)?;
-    let (mut other, other_address) = setup.user("file", Kind::SharedWrite)?;
-    report_error(setup.pfn(at)?)?;
-    expect_lost(&mut user, user_address, at)?;
-    expect_lost(&mut other, other_address, at).context("the other process")?;
-    setup.expect_the_rest(Some(at))?;
-    drop((user, other));
-
-    let clear = "/sys/kernel/debug/cxl/mem0/clear_poison";
-    std::fs::write(clear, format!("{address:#x}")).context(clear)?;
-    ensure_eq!(media_errors()?, json!([]), "media errors in the end");
-    let device = File::open(setup.ready.paths.first().context("no daxdev")?)?;
-    setup.fs.push_raw(device.as_raw_fd(), FORGET, 0)?;
-    // The device has zeroed what it cleared; the file is written anew.
-    let fmap = &setup.fmaps[0];
-    ensure_eq!(
-        setup.ready.raw_bytes(fmap, at + 128, 64)?,
-        [0; 64],
-        "what was cleared"
-    );
-    let file = setup.fs.open_rw("file")?;
-    file.write_all_at(&pattern(at, PAGE as usize), at)?;
-    drop(file);
-    setup.expect_the_rest(None)?;
-    setup.fs.umount().context("umount")
-}
-
-/// What the first memory device lists as poisoned; cxl leaves an empty list out.
-fn media_errors() -> Result<Value> {
-    let listed = run("cxl", &["list", "--memdev=mem0", "--media-errors"])?.expect_success()?;
-    let mut listed: Value =
-        serde_json::from_str(&listed).with_context(|| format!("cxl list printed {listed:?}"))?;
-    Ok(match listed[0]["media_errors"].take() {
-        Value::Null => json!([]),
-        errors => errors,
-    })
+/// 0 if eight bytes can be read there.
+pub fn read_errno(file: &File, at: u64) -> i32 {
+    let read = file.read_at(&mut [0; 8], at);
+    read.err()
+        .and_then(|error| error.raw_os_error())
+        .unwrap_or(0)
 }
