@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use famfs_media::{Kind, Tree};
+use serde::Serialize;
+use serde_json::json;
 
 use crate::exit::{fail, Exit};
 use crate::mounted::Mounted;
@@ -17,6 +19,16 @@ use crate::mounted::Mounted;
 pub struct Args {
     /// A path in a mounted famfs.
     path: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Something that the mount shows in another way than the log.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Difference {
+    path: PathBuf,
+    problem: String,
 }
 
 /// Compare names, kinds and sizes.
@@ -25,16 +37,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let replay = mounted.replay()?;
     mounted.logplay(replay.next_index())?;
     let wrong = compare(&mounted.root, &replay.tree)?;
-    wrong.iter().for_each(|line| println!("{line}"));
-    let totals = &replay.totals;
+    let (files, directories) = (replay.totals.files, replay.totals.dirs);
+    if args.json {
+        let report = json!({
+            "mountpoint": mounted.root, "files": files, "directories": directories, "differences": wrong,
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else if wrong.is_empty() {
+        println!("{files} files and {directories} directories are as the log says");
+    }
+    for Difference { path, problem } in wrong.iter().filter(|_| !args.json) {
+        println!("{}: {problem}", path.display());
+    }
     match wrong.len() {
-        0 => {
-            println!(
-                "{} files and {} directories are as the log says",
-                totals.files, totals.dirs
-            );
-            Ok(())
-        }
+        0 => Ok(()),
         n => Err(fail(
             Exit::Corrupt,
             format!("{n} differences between the mount and its log"),
@@ -42,8 +58,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// One line for each difference between the directory `root` and `tree`.
-fn compare(root: &Path, tree: &Tree) -> anyhow::Result<Vec<String>> {
+/// All differences between the directory `root` and `tree`.
+fn compare(root: &Path, tree: &Tree) -> anyhow::Result<Vec<Difference>> {
     let mut wrong = Vec::new();
     let logged = tree.walk();
     let dirs = logged.iter().filter(|(_, id)| is_dir(tree, *id));
@@ -64,7 +80,10 @@ fn compare(root: &Path, tree: &Tree) -> anyhow::Result<Vec<String>> {
                 .resolve(dir)
                 .and_then(|dir| tree.lookup(dir, name.as_bytes()));
             if known.is_none() && !(dir.is_empty() && name == ".meta") {
-                wrong.push(format!("{}: not in the log", full.join(name).display()));
+                wrong.push(Difference {
+                    path: full.join(name),
+                    problem: "not in the log".into(),
+                });
             }
         }
     }
@@ -83,8 +102,11 @@ fn compare(root: &Path, tree: &Tree) -> anyhow::Result<Vec<String>> {
             Kind::Dir(_) => None,
         });
         if found != Some(expected) {
-            let (full, is) = (full.display(), found.map_or("not there".into(), show));
-            wrong.push(format!("{full}: {is}; the log says {}", show(expected)));
+            let is = found.map_or("not there".into(), show);
+            wrong.push(Difference {
+                path: full,
+                problem: format!("{is}; the log says {}", show(expected)),
+            });
         }
     }
     Ok(wrong)
@@ -121,19 +143,22 @@ mod tests {
             }
         }
         fs::create_dir(dir.path().join(".meta")).unwrap();
-        assert_eq!(compare(dir.path(), &replay.tree).unwrap(), [""; 0]);
+        assert_eq!(compare(dir.path(), &replay.tree).unwrap(), []);
         fs::remove_dir(dir.path().join("empty_dir")).unwrap();
         fs::write(dir.path().join("dir1/more"), "").unwrap();
         fs::write(dir.path().join("dir1/aligned_4m.bin"), "short").unwrap();
-        let at = |name: &str| dir.path().join(name).display().to_string();
         let expected = [
-            format!("{}: not in the log", at("dir1/more")),
-            format!(
-                "{}: a file of 5 bytes; the log says a file of 4194304 bytes",
-                at("dir1/aligned_4m.bin")
+            ("dir1/more", "not in the log"),
+            (
+                "dir1/aligned_4m.bin",
+                "a file of 5 bytes; the log says a file of 4194304 bytes",
             ),
-            format!("{}: not there; the log says a directory", at("empty_dir")),
+            ("empty_dir", "not there; the log says a directory"),
         ];
+        let expected = expected.map(|(name, problem)| Difference {
+            path: dir.path().join(name),
+            problem: problem.into(),
+        });
         assert_eq!(compare(dir.path(), &replay.tree).unwrap(), expected);
     }
 }

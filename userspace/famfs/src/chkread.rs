@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use famfs_fuse::map_file;
 
+use crate::compared::Compared;
 use crate::exit::{fail, Exit};
 use crate::fill::{mismatch, progress};
 use crate::work::Threads;
@@ -18,18 +19,26 @@ pub struct Args {
     /// Files in a mounted famfs.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     threads: Threads,
 }
 
 /// Compare.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    args.threads.each(&args.files, |path| {
-        check(path).with_context(|| path.display().to_string())
-    })
+    let compared = Compared::default();
+    let done = args.threads.each(&args.files, |path| {
+        check(path, &compared).with_context(|| path.display().to_string())
+    });
+    if args.json {
+        compared.print()?;
+    }
+    done
 }
 
-fn check(path: &Path) -> anyhow::Result<()> {
+fn check(path: &Path, compared: &Compared) -> anyhow::Result<()> {
     let file = File::open(path)?;
     let len = usize::try_from(file.metadata()?.len())?;
     let read = |at: usize, len| {
@@ -40,6 +49,7 @@ fn check(path: &Path) -> anyhow::Result<()> {
     let bar = progress(path, len as u64);
     let differs = mismatch(&map_file(&file, len, false)?, len, read, &bar)?;
     bar.finish_and_clear();
+    compared.note(path, len, differs);
     match differs {
         None => Ok(()),
         Some(at) => Err(fail(

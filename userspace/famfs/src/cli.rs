@@ -10,8 +10,8 @@ use famfs_media::Interleave;
 use crate::mount_helper::{self, Wish};
 use crate::server::opener;
 use crate::{
-    check, chkread, clear_error, cp, creat, df, docs, doctor, dump, exit, flush, fmap, fsck,
-    getmap, handover, logplay, ls, mkdir, mkfs, mount, size, status, verify,
+    check, chkread, clear_error, cp, creat, df, docs, doctor, dump, examples, exit, flush, fmap,
+    fsck, getmap, handover, logplay, ls, mkdir, mkfs, mount, size, status, verify,
 };
 
 /// Files on fabric-attached memory: tools and server.
@@ -29,10 +29,13 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Verb {
     /// Say what is missing on this machine to mount, and what mends it.
+    #[command(after_help = examples::DOCTOR)]
     Doctor(doctor::Args),
     /// Make a file system on dax devices.
+    #[command(after_help = examples::MKFS)]
     Mkfs(mkfs::Args),
     /// Mount a file system.
+    #[command(after_help = examples::MOUNT)]
     Mount(mount::Args),
     /// The server's process, started by mount.
     #[command(hide = true)]
@@ -44,39 +47,55 @@ pub enum Verb {
     #[command(hide = true)]
     OpenMeta,
     /// Act on the server of a mount.
+    #[command(after_help = examples::SERVER)]
     Server(handover::Args),
     /// Check superblock and log, and show how the space is used.
+    #[command(after_help = examples::FSCK)]
     Fsck(fsck::Args),
     /// Show superblock and log as they are stored.
+    #[command(after_help = examples::DUMP)]
     Dump(dump::Args),
     /// Make directories.
+    #[command(after_help = examples::MKDIR)]
     Mkdir(mkdir::Args),
     /// Make files of given sizes.
+    #[command(after_help = examples::CREAT)]
     Creat(creat::Args),
     /// Copy files into a mounted famfs.
-    #[command(override_usage = "famfs cp [OPTIONS] <SOURCE>... <DEST>")]
+    #[command(override_usage = "famfs cp [OPTIONS] <SOURCE>... <DEST>", after_help = examples::CP)]
     Cp(cp::Args),
     /// Compare files with the pattern that creat -r writes.
+    #[command(after_help = examples::VERIFY)]
     Verify(verify::Args),
     /// Compare what read(2) and a mapping give.
+    #[command(after_help = examples::CHKREAD)]
     Chkread(chkread::Args),
     /// Write files back from the CPU caches to memory.
+    #[command(after_help = examples::FLUSH)]
     Flush(flush::Args),
     /// Show where the bytes of a file are.
+    #[command(after_help = examples::GETMAP)]
     Getmap(getmap::Args),
     /// List files as the log has them, with their maps if asked.
+    #[command(after_help = examples::LS)]
     Ls(ls::Args),
     /// Show how the space of each daxdev is used.
+    #[command(after_help = examples::DF)]
     Df(df::Args),
     /// Check that a mount shows what its log says.
+    #[command(after_help = examples::CHECK)]
     Check(check::Args),
     /// Judge replies of servers.
+    #[command(after_help = examples::FMAP)]
     Fmap(fmap::Args),
     /// Show what servers and the kernel have and have done.
+    #[command(after_help = examples::STATUS)]
     Status(status::Args),
     /// Let the server of a mount read new log entries.
+    #[command(after_help = examples::LOGPLAY)]
     Logplay(logplay::Args),
     /// Let a mount use memory again that had errors and was repaired.
+    #[command(after_help = examples::CLEAR_ERROR)]
     ClearError(clear_error::Args),
 }
 
@@ -103,8 +122,8 @@ pub struct Striping {
     /// Buckets per daxdev, at most one strip of a file in each [default: as many as it takes].
     #[arg(short = 'B', long, requires = "nstrips")]
     pub nbuckets: Option<u64>,
-    /// Bytes on a strip before the next one: a power of two from 2m [default: 2m].
-    #[arg(short = 'C', long, requires = "nstrips", value_parser = size::parse)]
+    /// Bytes on a strip before the next one: a power of two from 2m, with k, m or g behind the number [default: 2m].
+    #[arg(short = 'C', long, value_name = size::UNIT, requires = "nstrips", value_parser = size::parse)]
     pub chunk: Option<u64>,
 }
 
@@ -140,28 +159,41 @@ pub struct Call {
 /// What to do, or `None` for nothing. A program name such as `mkfs.famfs` stands for the verb before the dot;
 /// `mount.famfs` takes what mount(8) passes. The error is mount.famfs's alone: others end the program.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Call>, String> {
-    let mut args = with_verb(args.collect());
-    let from_mount = matches!(args.get(..2), Some([_, verb]) if verb == mount_helper::VERB);
-    if from_mount {
-        let words: Vec<String> = args
-            .iter()
-            .skip(2)
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        let Wish::Mount(words) = mount_helper::translate(&words)? else {
-            return Ok(None);
-        };
-        args = ["famfs".into(), "mount".into()]
-            .into_iter()
-            .chain(words.into_iter().map(OsString::from))
-            .collect();
-    }
-    let Cli { verb, verbose } = Cli::parse_from(args);
+    let args = words(args)?;
+    let Some((args, from_mount)) = args else {
+        return Ok(None);
+    };
+    let Cli { verb, verbose } = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        // Whose exit codes are not those of famfs.
+        Err(error) if from_mount => {
+            let text = error.to_string();
+            return Err(text.trim_start_matches("error: ").trim_end().to_owned());
+        }
+        Err(error) => error.exit(),
+    };
     Ok(Some(Call {
         verb,
         verbose,
         from_mount,
     }))
+}
+
+/// Arguments of famfs, and whether mount(8) has called.
+fn words(args: impl Iterator<Item = OsString>) -> Result<Option<(Vec<OsString>, bool)>, String> {
+    let mut args = with_verb(args.collect());
+    let from_mount = matches!(args.get(..2), Some([_, verb]) if verb == mount_helper::VERB);
+    if from_mount {
+        let words = args.get(2..).unwrap_or_default();
+        let Wish::Mount(words) = mount_helper::translate(words)? else {
+            return Ok(None);
+        };
+        args = ["famfs".into(), "mount".into()]
+            .into_iter()
+            .chain(words)
+            .collect();
+    }
+    Ok(Some((args, from_mount)))
 }
 
 fn with_verb(mut args: Vec<OsString>) -> Vec<OsString> {
@@ -210,63 +242,5 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn command_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn link_names_are_verbs() {
-        let with = |args: &[&str]| with_verb(args.iter().map(OsString::from).collect());
-        assert_eq!(
-            with(&["/sbin/mkfs.famfs", "-f", "D"]),
-            ["famfs", "mkfs", "-f", "D"]
-        );
-        assert_eq!(with(&["famfs", "mkfs", "D"]), ["famfs", "mkfs", "D"]);
-        let call = |args: &[&str]| parse(args.iter().map(OsString::from)).map(Option::unwrap);
-        assert!(matches!(
-            call(&["fsck.famfs", "x"]).unwrap().verb,
-            Verb::Fsck(_)
-        ));
-        let call = call(&["/sbin/mount.famfs", "D", "M", "-o", "rw,failure=range"]).unwrap();
-        assert!(call.from_mount && matches!(call.verb, Verb::Mount(_)));
-    }
-
-    #[test]
-    fn modes_are_octal() {
-        assert_eq!(parse_mode("0644"), Ok(0o644));
-        assert_eq!(parse_mode("1777"), Ok(0o1777));
-        assert!(parse_mode("8").is_err());
-        assert!(parse_mode("17777").is_err());
-    }
-
-    #[test]
-    fn buckets_follow_strips_and_daxdevs() {
-        let striping = Striping {
-            nstrips: Some(3),
-            nbuckets: None,
-            chunk: None,
-        };
-        let p = |daxdevs| {
-            striping
-                .interleave(daxdevs)
-                .map(|p| (p.nbuckets, p.nstrips, p.chunk_size))
-        };
-        assert_eq!(p(1), Some((3, 3, 2 << 20)));
-        assert_eq!(p(2), Some((2, 3, 2 << 20)));
-        assert_eq!(p(4), Some((1, 3, 2 << 20)));
-        assert_eq!(
-            Striping {
-                nstrips: None,
-                nbuckets: None,
-                chunk: None
-            }
-            .interleave(1),
-            None
-        );
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

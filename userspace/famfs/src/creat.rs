@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(required_unless_present = "multi", requires = "size")]
     file: Option<PathBuf>,
     /// Bytes; k, m, g and t behind the number are powers of 1024.
-    #[arg(short, long, value_parser = size::parse, requires = "file")]
+    #[arg(short, long, value_name = size::UNIT, value_parser = size::parse, requires = "file")]
     size: Option<u64>,
     /// Fill it with a pattern instead, that `famfs verify` can check.
     #[arg(short, long)]
@@ -28,7 +28,7 @@ pub struct Args {
     /// Seed of the pattern.
     #[arg(short = 'S', long, default_value_t = 0)]
     seed: u64,
-    /// A file, its size, and if it gets the pattern a seed; may be given many times, for all or none of the files.
+    /// A file, its size (bytes; k, m, g, t), and if it gets the pattern a seed; may be given many times, for all or none of the files.
     #[arg(short = 'M', long, value_name = "FILE,SIZE[,SEED]", value_parser = parse_multi)]
     multi: Vec<New>,
     #[command(flatten)]

@@ -10,6 +10,7 @@ use anyhow::Context;
 use famfs_fuse::map_file;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::compared::Compared;
 use crate::exit::{fail, Exit};
 use crate::log::Store;
 
@@ -36,6 +37,7 @@ impl Seeded {
             .with_context(context)?;
         let len = usize::try_from(file.metadata()?.len())?;
         let region = map_file(&file, len, true).with_context(context)?;
+        tracing::info!("filling {len} bytes of {}", self.path.display());
         for at in (0..len).step_by(BLOCK) {
             let bytes = self.bytes(at, len.saturating_sub(at).min(BLOCK));
             file.write_all_at(&bytes, at as u64).with_context(context)?;
@@ -46,12 +48,15 @@ impl Seeded {
     }
 
     /// Compares the file with what [`Self::write`] writes, as memory has it.
-    pub fn verify(&self, bar: &ProgressBar) -> anyhow::Result<()> {
+    pub fn verify(&self, bar: &ProgressBar, compared: &Compared) -> anyhow::Result<()> {
         let context = || self.path.display().to_string();
         let file = File::open(&self.path).with_context(context)?;
         let len = usize::try_from(file.metadata()?.len())?;
         let region = map_file(&file, len, false).with_context(context)?;
-        let Some(at) = mismatch(&region, len, |at, len| Ok(self.bytes(at, len)), bar)? else {
+        tracing::info!("comparing {len} bytes of {}", self.path.display());
+        let differs = mismatch(&region, len, |at, len| Ok(self.bytes(at, len)), bar)?;
+        compared.note(&self.path, len, differs);
+        let Some(at) = differs else {
             return Ok(());
         };
         let (path, seed) = (self.path.display(), self.seed.unwrap_or_default());
@@ -153,16 +158,17 @@ mod tests {
             ..zeroes.clone()
         };
         seeded(42).write(&bar).unwrap();
-        seeded(42).verify(&bar).unwrap();
+        let verify = |seed| seeded(seed).verify(&bar, &Compared::default());
+        verify(42).unwrap();
         zeroes.write(&bar).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), vec![0; len as usize]);
         seeded(42).write(&bar).unwrap();
-        let text = |seed| seeded(seed).verify(&bar).unwrap_err().to_string();
+        let text = |seed| verify(seed).unwrap_err().to_string();
         assert!(text(43).contains("byte 0 "));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[(2 << 20) + 12344] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        let error = seeded(42).verify(&bar).unwrap_err();
+        let error = verify(42).unwrap_err();
         assert_eq!(crate::exit::code(&error), Exit::Corrupt);
         assert!(error.to_string().contains("byte 2109496 "), "{error}");
     }

@@ -10,7 +10,7 @@ use famfs_fmap::{parse, wanted_size, DevRange, FileType, Fmap, FmapError, Layout
 use serde::Serialize;
 
 use crate::exit::{fail, Exit};
-use crate::size;
+use crate::{examples, size};
 
 /// Options of fmap.
 #[derive(clap::Args)]
@@ -22,6 +22,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Print a GET_FMAP reply as JSON, or say why the kernel refuses it.
+    #[command(after_help = examples::FMAP)]
     Decode(DecodeArgs),
 }
 
@@ -29,8 +30,8 @@ enum Verb {
 struct DecodeArgs {
     /// The reply without its FUSE header.
     file: PathBuf,
-    /// Bytes of each daxdev: no extent may reach beyond.
-    #[arg(long, value_parser = size::parse)]
+    /// Bytes of each daxdev, with k, m, g or t behind the number: no extent may reach beyond.
+    #[arg(long, value_name = size::UNIT, value_parser = size::parse)]
     device_size: Option<u64>,
 }
 

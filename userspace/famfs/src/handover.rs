@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::mounted;
 use crate::server::control;
+use crate::{examples, mounted};
 
 /// How long the successor may take to open its socket after it was ready.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,6 +25,7 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum Verb {
     /// Let a server of this version of famfs take the place of the one that runs.
+    #[command(after_help = examples::SERVER)]
     Handover {
         /// Mount point, or dax device of a mount.
         path: PathBuf,

@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use crate::mounted::Mounted;
 
 /// Options of logplay.
@@ -10,11 +12,20 @@ use crate::mounted::Mounted;
 pub struct Args {
     /// A path in a mounted famfs.
     path: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Read the log.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mounted = Mounted::of(&args.path)?;
-    println!("{} log entries are in use", mounted.logplay(0)?);
+    let entries = mounted.logplay(0)?;
+    if args.json {
+        let report = json!({ "mountpoint": mounted.root, "log_entries": entries });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{entries} log entries are in use");
+    }
     Ok(())
 }

@@ -8,10 +8,12 @@ use famfs_media::{
     AddDaxdev, Body, Entry, LogHeader, PrimaryDax, Superblock, ALLOC_UNIT, DEVICE_SIZE_MIN,
     ENTRY_BYTES, LOG_LEN_MIN, LOG_OFFSET, SUPERBLOCK_BYTES,
 };
+use indicatif::ProgressBar;
 use uuid::Uuid;
 
 use crate::device::{self, DaxDevice};
 use crate::exit::{fail, Exit};
+use crate::fill::progress;
 use crate::log::{self, Store};
 use crate::mounted::Mounted;
 use crate::server::meta::MetaAccess;
@@ -29,8 +31,8 @@ pub struct Args {
     /// Only wipe the superblock's magic: afterwards there is no famfs.
     #[arg(short, long, requires = "force")]
     kill: bool,
-    /// Length of the log: a power of two, 8m or more.
-    #[arg(short, long, default_value = "8m", value_parser = parse_log_len)]
+    /// Bytes of the log: a power of two from 8m, with k, m or g behind the number. 544 for each file or directory.
+    #[arg(short, long, value_name = size::UNIT, default_value = "8m", value_parser = parse_log_len)]
     loglen: u64,
     /// Switch the devices to fsdev mode.
     #[arg(short = 'M', long)]
@@ -219,7 +221,7 @@ impl Plan {
         for (sb, (superblock, log)) in all.rev() {
             if sb.is_secondary() {
                 // A log of an earlier file system must not be taken for one of this.
-                zero(*log, famfs_media::HEADER_BYTES)?;
+                zero(*log, famfs_media::HEADER_BYTES, &ProgressBar::hidden())?;
             } else {
                 self.write_log(*log)?;
             }
@@ -233,7 +235,9 @@ impl Plan {
     }
 
     fn write_log(&self, log: &impl Store) -> anyhow::Result<()> {
-        zero(log, usize::try_from(self.header.log_len)?)?;
+        let bar = progress(Path::new("log"), self.header.log_len);
+        zero(log, usize::try_from(self.header.log_len)?, &bar)?;
+        bar.finish_and_clear();
         let bytes = [&self.header.encode()[..], &self.entries].concat();
         log.write(0, &bytes)?;
         log.flush(0, bytes.len())?;
@@ -261,7 +265,7 @@ impl Plan {
 }
 
 /// Zero and flush the first `len` bytes.
-fn zero(store: &impl Store, len: usize) -> anyhow::Result<()> {
+fn zero(store: &impl Store, len: usize, bar: &ProgressBar) -> anyhow::Result<()> {
     let block = vec![0; len.min(1 << 20)];
     let mut at = 0usize;
     while at < len {
@@ -271,6 +275,7 @@ fn zero(store: &impl Store, len: usize) -> anyhow::Result<()> {
         store.write(at, part)?;
         store.flush(at, part.len())?;
         at = at.saturating_add(part.len());
+        bar.inc(part.len() as u64);
     }
     Ok(())
 }

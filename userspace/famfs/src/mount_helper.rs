@@ -2,6 +2,8 @@
 //! `mount.famfs`: what mount(8) calls for `mount -t famfs` and for lines of /etc/fstab,
 //! `mount.famfs DEVICE DIR [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`, in the words of `famfs mount`.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 /// What stands for mount.famfs on the command line.
@@ -54,63 +56,74 @@ const VALUES: &[&str] = &["daxdev", "failure", "follow", "log-file"];
 #[derive(Debug, PartialEq, Eq)]
 pub enum Wish {
     /// A mount, with these arguments of `famfs mount`.
-    Mount(Vec<String>),
+    Mount(Vec<OsString>),
     /// Nothing: a dry run (`mount --fake`), or a device that need not be there (`nofail`) and is not.
     Nothing,
 }
 
-/// Translates the arguments of mount.famfs.
-pub fn translate(arguments: &[String]) -> Result<Wish, String> {
+/// The flags of mount.famfs.
+#[derive(Default)]
+struct Flags {
+    fake: bool,
+    sloppy: bool,
+    verbose: bool,
+}
+
+impl Flags {
+    fn add(&mut self, flags: &OsStr) -> Result<(), String> {
+        for flag in flags.as_bytes().iter().skip(1) {
+            match flag {
+                b'f' => self.fake = true,
+                b's' => self.sloppy = true,
+                b'v' => self.verbose = true,
+                b'n' => (),
+                _ => return Err(format!("unknown flag {}\n{USAGE}", flags.to_string_lossy())),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Translates the arguments of mount.famfs. Paths need not be UTF-8.
+pub fn translate(arguments: &[OsString]) -> Result<Wish, String> {
     let (mut places, mut options) = (Vec::new(), Vec::new());
-    let (mut fake, mut sloppy, mut verbose) = (false, false, false);
+    let mut flags = Flags::default();
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let mut value = || {
-            rest.next()
-                .ok_or_else(|| format!("{argument} needs a value"))
+            let missing = || format!("{} needs a value", argument.to_string_lossy());
+            rest.next().ok_or_else(missing)
         };
-        match argument.as_str() {
-            "-o" => options.extend(value()?.split(',').filter(|option| !option.is_empty())),
-            "-t" => drop(value()?),
-            "-N" => return Err("mounting in another namespace (-N) is not supported".into()),
-            "-h" | "--help" => return Err(USAGE.into()),
-            flags if flags.starts_with('-') => {
-                for flag in flags.chars().skip(1) {
-                    match flag {
-                        'f' => fake = true,
-                        's' => sloppy = true,
-                        'v' => verbose = true,
-                        'n' => (),
-                        _ => return Err(format!("unknown flag {flags}\n{USAGE}")),
-                    }
-                }
-            }
-            place => places.push(place.to_owned()),
+        match argument.as_bytes() {
+            b"-o" => options.extend(value()?.as_bytes().split(|&byte| byte == b',')),
+            b"-t" => drop(value()?),
+            b"-N" => return Err("mounting in another namespace (-N) is not supported".into()),
+            b"-h" | b"--help" => return Err(USAGE.into()),
+            [b'-', ..] => flags.add(argument)?,
+            _ => places.push(argument.clone()),
         }
     }
-    if places.len() != 2 {
+    let [device, _] = &places[..] else {
         return Err(USAGE.into());
+    };
+    let absent = options.contains(&&b"nofail"[..]) && !Path::new(device).exists();
+    let mut words = Vec::new();
+    if flags.verbose {
+        words.push("--verbose".into());
     }
-    let mut words: Vec<String> = verbose
-        .then(|| "--verbose".to_owned())
-        .into_iter()
-        .collect();
-    let nofail = options.contains(&"nofail");
-    for option in options {
+    for option in options.into_iter().filter(|option| !option.is_empty()) {
         match word(option) {
             Some(word) => words.extend(word),
-            None if sloppy => (),
+            None if flags.sloppy => (),
             None => {
+                let option = String::from_utf8_lossy(option);
                 let text =
                     format!("unknown option {option}; `famfs mount --help` lists those of famfs");
                 return Err(text);
             }
         }
     }
-    let absent = !places
-        .first()
-        .is_some_and(|device| Path::new(device).exists());
-    if fake || nofail && absent {
+    if flags.fake || absent {
         return Ok(Wish::Nothing);
     }
     words.push("--".into());
@@ -123,23 +136,26 @@ const USAGE: &str =
 
 /// The argument for an option; `Some(None)` where it takes none, `None` where there is no such option.
 #[allow(clippy::option_option)]
-fn word(option: &str) -> Option<Option<String>> {
-    if IGNORED.contains(&option)
+fn word(option: &[u8]) -> Option<Option<OsString>> {
+    let name = option.split_inclusive(|&byte| byte == b'=').next();
+    let name = std::str::from_utf8(name?).ok()?;
+    if IGNORED.contains(&name)
         || IGNORED_PREFIXES
             .iter()
-            .any(|prefix| option.starts_with(prefix))
+            .any(|prefix| name.starts_with(prefix))
     {
         return Some(None);
     }
-    if option == "client-rw" {
+    if name == "client-rw" {
         // rw is what mount(8) passes when nothing was said.
         return Some(Some("--rw".into()));
     }
-    let known = match option.split_once('=') {
-        Some((name, _)) => VALUES.contains(&name),
-        None => FLAGS.contains(&option),
+    let known = match name.strip_suffix('=') {
+        Some(name) => VALUES.contains(&name),
+        None => FLAGS.contains(&name),
     };
-    known.then(|| Some(format!("--{option}")))
+    let argument = [b"--", option].concat();
+    known.then(|| Some(OsString::from_vec(argument)))
 }
 
 #[cfg(test)]
@@ -147,9 +163,9 @@ mod tests {
     use super::*;
 
     fn translated(arguments: &str) -> Result<String, String> {
-        let arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
+        let arguments: Vec<_> = arguments.split(' ').map(OsString::from).collect();
         translate(&arguments).map(|wish| match wish {
-            Wish::Mount(words) => words.join(" "),
+            Wish::Mount(words) => words.join(OsStr::new(" ")).into_string().unwrap(),
             Wish::Nothing => "nothing".into(),
         })
     }
@@ -171,6 +187,26 @@ mod tests {
         ] {
             assert_eq!(translated(arguments).as_deref(), Ok(words), "{arguments}");
         }
+    }
+
+    #[test]
+    fn paths_need_not_be_utf_8() {
+        let bytes = |bytes: &[u8]| OsString::from_vec(bytes.into());
+        let arguments = [
+            bytes(b"/dev/\xff"),
+            bytes(b"/mnt/\xe9"),
+            "-o".into(),
+            bytes(b"rw,log-file=/tmp/\xe9=1"),
+        ];
+        let words = [
+            bytes(b"--log-file=/tmp/\xe9=1"),
+            "--".into(),
+            bytes(b"/dev/\xff"),
+            bytes(b"/mnt/\xe9"),
+        ];
+        assert_eq!(translate(&arguments), Ok(Wish::Mount(words.into())));
+        let unknown = translate(&[bytes(b"a"), bytes(b"b"), "-o".into(), bytes(b"\xe9")]);
+        assert!(unknown.unwrap_err().starts_with("unknown option \u{fffd};"));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 
 use indicatif::HumanBytes;
 
+/// What stands for a size in --help.
+pub const UNIT: &str = "BYTES";
+
 /// Bytes from `N`, `Nk`, `Nm`, `Ng` or `Nt`, in either case, `iB` or `B` after it allowed.
 pub fn parse(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();

@@ -8,11 +8,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use famfs_media::ALLOC_UNIT;
 use serde_json::{json, Value};
 
 use crate::mounted;
 use crate::mountinfo::Mount;
 use crate::server::control;
+use crate::size;
 
 /// Where famfs.ko tells what it has, a file for each mount.
 pub const DEBUGFS: &str = "/sys/kernel/debug/famfs";
@@ -92,7 +94,7 @@ fn kernel(text: &str) -> Value {
                 }
             }
             "poison" => {
-                let (offset, len) = (field("offset"), field("len"));
+                let [offset, len] = ["offset", "len"].map(|key| hex(field(key)));
                 failures.push(json!({ "device": device, "offset": offset, "len": len }));
             }
             "fmap" => {
@@ -109,6 +111,11 @@ fn kernel(text: &str) -> Value {
     })
 }
 
+/// A number as the kernel writes it, `0x1000`.
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+}
+
 /// A line for each field; those of objects are indented.
 fn print(out: &mut impl Write, status: &Value) -> io::Result<()> {
     for (key, value) in status.as_object().into_iter().flatten() {
@@ -116,20 +123,44 @@ fn print(out: &mut impl Write, status: &Value) -> io::Result<()> {
             Value::Object(fields) => {
                 writeln!(out, "{key}")?;
                 for (name, value) in fields {
-                    writeln!(out, "  {name:14}{}", plain(value))?;
+                    writeln!(out, "  {name:14}{}", shown(name, value))?;
                 }
             }
-            _ => writeln!(out, "{key:16}{}", plain(value))?,
+            Value::Array(values) if values.iter().any(Value::is_object) => {
+                writeln!(out, "{key}")?;
+                for value in values {
+                    writeln!(out, "  {}", shown(key, value))?;
+                }
+            }
+            _ => writeln!(out, "{key:16}{}", shown(key, value))?,
         }
     }
     Ok(())
 }
 
-fn plain(value: &Value) -> String {
+/// A value for people; what a number counts is in its name.
+fn shown(key: &str, value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(values) if values.is_empty() => "none".into(),
-        Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(" "),
+        Value::Array(values) => {
+            let values: Vec<_> = values.iter().map(|value| shown(key, value)).collect();
+            values.join(" ")
+        }
+        Value::Object(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(key, value)| format!("{key} {}", shown(key, value)));
+            fields.collect::<Vec<_>>().join(", ")
+        }
+        Value::Number(number) => match number.as_u64() {
+            Some(units) if key.starts_with("units") => {
+                let bytes = size::show(units.saturating_mul(ALLOC_UNIT), true);
+                format!("{units} ({bytes})")
+            }
+            Some(bytes) if key.ends_with("_bytes") => size::show(bytes, true),
+            _ => number.to_string(),
+        },
         other => other.to_string(),
     }
 }
@@ -150,9 +181,31 @@ mod tests {
             "policies": ["device", "range"],
             "failures": [
                 { "device": "/dev/dax1.0", "state": "failed" },
-                { "device": "/dev/dax1.0", "offset": "0x200000", "len": "0x1000" },
+                { "device": "/dev/dax1.0", "offset": 0x20_0000, "len": 0x1000 },
             ],
         });
         assert_eq!(kernel(text), expected);
+    }
+
+    #[test]
+    fn text_is_for_people() {
+        let status = json!({
+            "daxdevs": [{ "device": "/dev/dax0.0", "units": 8192 }],
+            "devices": ["/dev/dax0.0"], "files": 3, "units": 8192,
+            "kernel": { "failures": [], "fmap_bytes": 2048 },
+        });
+        let mut out = Vec::new();
+        print(&mut out, &status).unwrap();
+        let expected = "\
+daxdevs
+  device /dev/dax0.0, units 8192 (16.00 GiB)
+devices         /dev/dax0.0
+files           3
+kernel
+  failures      none
+  fmap_bytes    2.00 KiB
+units           8192 (16.00 GiB)
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 }

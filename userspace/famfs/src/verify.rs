@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::compared::Compared;
 use crate::fill::{progress, Seeded};
 use crate::work::Threads;
 
@@ -27,6 +28,9 @@ pub struct Args {
     /// Show no progress.
     #[arg(short, long)]
     quiet: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     threads: Threads,
 }
@@ -62,9 +66,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         progress(what, total)
     };
-    args.threads.each(&files, |file| file.verify(&bar))?;
+    let compared = Compared::default();
+    let done = args
+        .threads
+        .each(&files, |file| file.verify(&bar, &compared));
     bar.finish_and_clear();
-    Ok(())
+    if args.json {
+        compared.print()?;
+    }
+    done
 }
 
 #[cfg(test)]

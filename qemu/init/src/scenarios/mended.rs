@@ -121,7 +121,7 @@ fn cleared_by_the_tool(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     ensure_eq!(errno(6 * PAGE)?, None, "pread behind it");
     let status: Value = serde_json::from_str(&famfs(&["status", "--json", MOUNTPOINT])?)?;
     ensure_eq!(status["failure"], "range", "the policy that status shows");
-    let shown = json!({ "device": device, "offset": format!("{hit:#x}"), "len": "0x1000" });
+    let shown = json!({ "device": device, "offset": hit, "len": 0x1000 });
     let failures = &status["kernel"]["failures"];
     ensure_eq!(failures[1], shown, "the range that status shows");
     let said = famfs(&["clear-error", MOUNTPOINT])?;

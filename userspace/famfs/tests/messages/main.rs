@@ -236,6 +236,7 @@ const ERRORS: &[(&str, &[&str])] = &[
         &[
             "mount.famfs /dev/dax0.0",
             "mount.famfs /dev/dax0.0 /mnt/famfs -o nonsense",
+            "mount.famfs /dev/dax0.0 /mnt/famfs -o failure=some",
             "mount.famfs /dev/dax0.0 /mnt/famfs -o",
             "mount.famfs /dev/dax0.0 /mnt/famfs -x",
             "mount.famfs /dev/dax0.0 /mnt/famfs -N 7",
