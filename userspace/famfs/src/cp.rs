@@ -202,6 +202,7 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
     let mut source = File::open(&job.source)?;
     let dest = OpenOptions::new().read(true).write(true).open(&job.dest)?;
     let region = map_file(&dest, usize::try_from(job.size)?, true)?;
+    tracing::info!("copying {} bytes to {}", job.size, job.dest.display());
     let mut block = vec![0; BLOCK];
     let mut at = 0u64;
     while at < job.size {

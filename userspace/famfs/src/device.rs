@@ -133,6 +133,7 @@ fn describe(sys: &Path, path: PathBuf, name: String) -> Result<DaxDevice, Device
         Some("kmem") => Mode::SystemRam,
         Some(other) => return Err(DeviceError::UnknownDriver(path, other.into())),
     };
+    tracing::debug!("{}: {size} bytes, {}", path.display(), mode.describe());
     Ok(DaxDevice {
         path,
         name,

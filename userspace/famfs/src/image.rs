@@ -32,6 +32,7 @@ pub struct Image {
 impl Image {
     /// Read from a path in a mount, a dax device, or a file.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
+        tracing::info!("reading superblock and log of {}", path.display());
         let meta = fs::metadata(path).with_context(|| path.display().to_string())?;
         if meta.is_dir() {
             return Self::of_mount(&Mounted::of(path)?);

@@ -28,6 +28,7 @@ mod kernel;
 mod log;
 mod logplay;
 mod ls;
+mod messages;
 mod mkdir;
 mod mkfs;
 mod mount;
@@ -47,39 +48,52 @@ mod writer;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
+use messages::Messages;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    let messages = Messages::new();
     let call = match cli::parse(std::env::args_os()) {
         Ok(Some(call)) => call,
         Ok(None) => return ExitCode::SUCCESS,
         Err(text) => {
-            eprintln!("mount.famfs: {text}");
+            messages.error(format!("mount.famfs: {text}"));
             return ExitCode::from(mount_helper::USAGE_CODE);
         }
     };
-    let default = ["warn", "info", "debug"]
-        .get(usize::from(call.verbose))
-        .unwrap_or(&"trace");
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .without_time();
-    log.with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    trace(messages, call.verbose);
+    let arguments: Vec<_> = std::env::args_os().collect();
+    tracing::info!(
+        "famfs {} called as {arguments:?}",
+        env!("CARGO_PKG_VERSION")
+    );
     match cli::run(call.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("famfs: {error:#}");
+            messages.error(format!("famfs: {error:#}"));
             ExitCode::from(match call.from_mount {
                 true => mount_helper::FAILURE_CODE,
                 false => exit::code(&error) as u8,
             })
         }
     }
+}
+
+/// Has all that is traced from now on go to `messages`.
+fn trace(messages: Messages, verbose: u8) {
+    let default = ["warn", "info", "debug"]
+        .get(usize::from(verbose))
+        .unwrap_or(&"trace");
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .without_time()
+        .with_level(!messages.to_journal)
+        .with_writer(messages)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
 }
 
 /// Whether the reader of our output went away, as `head` does.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use famfs_fmap::Policy;
 use famfs_media::Role;
+use tracing::level_filters::LevelFilter;
 
 use crate::device::{self, DaxDevice};
 use crate::exit::{fail, Exit};
@@ -51,7 +52,7 @@ pub struct Args {
     /// Stay in the foreground and serve the file system from there.
     #[arg(long)]
     foreground: bool,
-    /// Append the server's messages to this file; RUST_LOG chooses them.
+    /// Append the server's messages to this file; -v and RUST_LOG choose them.
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
 }
@@ -222,6 +223,9 @@ fn spawn(args: &Args, devices: &[DaxDevice], mountpoint: &Path) -> anyhow::Resul
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(messages);
+    if std::env::var_os("RUST_LOG").is_none() {
+        command.env("RUST_LOG", LevelFilter::current().to_string());
+    }
     command.spawn().context("starting the server")
 }
 

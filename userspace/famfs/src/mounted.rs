@@ -56,6 +56,8 @@ impl Mounted {
         let region = map(&file, SUPERBLOCK_LEN)?;
         let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
         let superblock = Superblock::parse(&bytes).with_context(|| file.display().to_string())?;
+        let (device, fs) = (mount.source.display(), superblock.fs_uuid);
+        tracing::info!("{} shows famfs {fs} on {device}", mount.point.display());
         Ok(Self {
             root: mount.point,
             device: mount.source,

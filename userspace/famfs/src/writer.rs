@@ -78,6 +78,7 @@ impl Writer {
             return Ok(self.mounted);
         }
         let after = log::append(&self.region, &self.header, bodies)?;
+        tracing::info!("the log has {} entries now", after.next_index);
         self.mounted.logplay(after.next_index)?;
         Ok(self.mounted)
     }

@@ -189,6 +189,7 @@ fn ask(device: &Path, request: &str, timeout: Duration) -> anyhow::Result<Value>
     writeln!(stream, "{request}")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
+    tracing::debug!("the server of {} was asked: {request}", device.display());
     let reply: Value = serde_json::from_str(&text)?;
     match reply.get("error") {
         Some(Value::String(error)) => {
