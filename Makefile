@@ -39,7 +39,8 @@ cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
 harness = $(call cargo,qemu) run --release --quiet --
 
 .PHONY: help all packages kernel fusedax-check modules userspace harness initrd demo shell \
-	test test-host test-fuzz test-vm test-debug soak soak-vm bench bench-vm fuzz lint where install tools clean distclean
+	test test-host test-fuzz test-vm test-debug soak soak-vm bench bench-vm bench-host fuzz lint where \
+	install install-module tools clean distclean
 
 help:
 	@echo 'famfs-rs: shared memory as files'
@@ -60,9 +61,11 @@ help:
 	@echo '  make test-debug  KUnit, the guests'"'"' tests and the demo on a kernel with all checkers'
 	@echo '  make soak        MINUTES=20 of everything that can happen to a mount, there, from SEED='
 	@echo '  make bench       what faults, reads and opens cost, in instructions: docs/performance.md'
+	@echo '  make bench-host  what 10,000 files cost user space, in time and memory'
 	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
 	@echo '  make -s where    NAME=path of each thing that is built'
-	@echo '  make install     famfs, its links, man pages, completions and systemd unit (PREFIX, DESTDIR)'
+	@echo '  make install     famfs, its links, man pages, completions, systemd unit (PREFIX, DESTDIR), and'
+	@echo '                   famfs.ko if it is built; install-module: that alone'
 	@echo '  make packages    what this machine needs (as root: installs it)'
 	@echo '  make tools       cargo-make, for the task graph in Makefile.toml'
 	@echo '  make clean       what was built in this tree; distclean: the cache as well'
@@ -139,6 +142,10 @@ bench:
 bench-vm: modules userspace
 	@$(harness) bench --out $(CURDIR)/docs --commit "$$(git -C $(CURDIR) describe --always --dirty)"
 
+# User space's part of a file system with 10,000 files.
+bench-host: packages
+	@$(call cargo,userspace) test --release --quiet --package famfs --bin famfs ten_thousand -- --ignored --nocapture
+
 lint: kernel
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/lint.sh
 
@@ -165,6 +172,16 @@ install:
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions zsh/_famfs && \
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d fish/famfs.fish && \
 		rm -r $$docs
+	@if [ -e $(KO) ]; then $(MAKE) --no-print-directory install-module; else \
+		echo 'famfs.ko is not built, so not installed; for the kernel that runs:'; \
+		echo '  make modules install-module KDIR=/lib/modules/$$(uname -r)/build'; fi
+
+# To where modprobe(8) looks, for the kernel that it was built for.
+install-module:
+	@[ -e $(KO) ] || { echo 'first: make modules'; exit 1; }
+	release=$$(modinfo -F vermagic $(KO) | cut -d ' ' -f 1) && \
+		install -D -m 644 -t $(DESTDIR)/lib/modules/$$release/updates $(KO) && \
+		depmod -b $(DESTDIR)/ $$release
 
 tools: packages
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/host-packages.sh tools

@@ -303,6 +303,32 @@ closing_line() {
 	! run scripts/test.sh >"$WORK/out" && is "$(tail -n 1 "$WORK/out")" "0 passed, 1 failed"
 }
 
+# A kernel's own release decides where its module goes.
+installs() {
+	local famfs=$REPO/userspace/target/x86_64-unknown-linux-gnu/release/famfs made dest=$WORK/dest
+	fresh
+	mkdir -p "$(dirname "$famfs")" "$REPO/userspace/famfs"
+	cp -r "$ROOT/userspace/famfs/systemd" "$REPO/userspace/famfs/"
+	cat >"$famfs" <<-'TOY'
+		#!/bin/sh
+		cd "$2" && mkdir man1 bash zsh fish && touch man1/famfs.1 bash/famfs.bash zsh/_famfs fish/famfs.fish
+	TOY
+	chmod +x "$famfs"
+	fake modinfo 'echo 7.2.99-toy SMP preempt'
+	fake depmod "echo \"\$@\" >$WORK/depmod"
+	run make install "DESTDIR=$dest" PREFIX=/opt/famfs >"$WORK/out"
+	grep -q 'make modules install-module KDIR=/lib/modules/' "$WORK/out" || return 1
+	is "$(readlink "$dest/opt/famfs/sbin/mount.famfs")" ../bin/famfs || return 1
+	is "$(find "$dest/opt/famfs" -name '*famfs.1')" "$dest/opt/famfs/share/man/man1/famfs.1" || return 1
+	grep -q '^ExecStart=/opt/famfs/bin/famfs mount' "$dest/opt/famfs/lib/systemd/system/famfs@.service" || return 1
+	[ ! -e "$WORK/depmod" ] || return 1
+	mkdir -p "$REPO/rust" && echo module >"$REPO/rust/famfs.ko"
+	run make install "DESTDIR=$dest" >/dev/null
+	made=$dest/lib/modules/7.2.99-toy/updates/famfs.ko
+	is "$(cat "$made"; stat -c %a "$made")" "$(printf 'module\n644')" || return 1
+	is "$(cat "$WORK/depmod")" "-b $dest/ 7.2.99-toy"
+}
+
 item "archive out of reach" unreachable_archive
 item "series no longer in the archive" series_gone
 item "apt without a Debian archive" no_archive
@@ -325,6 +351,7 @@ item "changed patch, changed source" changes_rebuild
 item "a variant has its own kernel, built alone" variant_of_kernel
 item "two makes at once build once" two_at_once
 item "make where is final before building" where_is_final
+item "make install, with the module and without" installs
 item "every runner's results are counted" summing
 item "a tier that dies or runs nothing fails the whole" closing_line
 finish

@@ -115,7 +115,7 @@ fn module(root: &Path, release: &str, lack: Option<Lack>) -> Item {
         Exit::Kernel,
         "module",
         format!("famfs is neither loaded nor installed for {release}"),
-        Mend::run("make modules install && modprobe famfs # in the tree of famfs-rs"),
+        Mend::run("make modules install-module KDIR=/lib/modules/$(uname -r)/build && modprobe famfs # in the tree of famfs-rs"),
     )
 }
 
