@@ -137,16 +137,17 @@ unsigned int famfs_kill_mappers(struct address_space *mapping,
 }
 
 /* Who is in it inserts a folio that fs/dax.c must not take back meanwhile. */
-DEFINE_STATIC_SRCU(famfs_fast);
+DEFINE_STATIC_SRCU_FAST(famfs_fast);
 
-int famfs_fast_enter(void)
+unsigned long famfs_fast_enter(void)
 {
-	return srcu_read_lock(&famfs_fast);
+	return (__force unsigned long)srcu_read_lock_fast(&famfs_fast);
 }
 
-void famfs_fast_leave(int id)
+void famfs_fast_leave(unsigned long section)
 {
-	srcu_read_unlock(&famfs_fast, id);
+	srcu_read_unlock_fast(&famfs_fast,
+			      (__force struct srcu_ctr __percpu *)section);
 }
 
 unsigned long famfs_fast_state(void)

@@ -42,8 +42,8 @@ unsigned int famfs_kill_mappers(struct address_space *mapping,
 				unsigned long first, unsigned long last);
 bool famfs_mark_good(unsigned long pfn, bool failed);
 bool famfs_may_raw_io(void);
-int famfs_fast_enter(void);
-void famfs_fast_leave(int id);
+unsigned long famfs_fast_enter(void);
+void famfs_fast_leave(unsigned long section);
 unsigned long famfs_fast_state(void);
 void famfs_fast_wait(unsigned long state);
 unsigned int famfs_nofs_enter(void);

@@ -113,7 +113,7 @@ impl Gate {
 /// A part of a fast fault in which [`Gate::shut`] waits for it. It doesn't wait for an inode to be
 /// evicted: that may wait for somebody who shuts a gate.
 struct Section {
-    id: i32,
+    id: usize,
     _not_send: NotThreadSafe,
 }
 
