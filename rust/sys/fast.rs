@@ -230,13 +230,16 @@ impl<'a, P: FmapProvider> Fault<'a, P> {
 
     /// The first page frame of the memory behind the pages, if it is contiguous, and the file is
     /// beyond suspicion.
-    #[inline]
+    #[inline(always)]
     fn memory(&self, _section: &Section, pages: Range<usize>) -> Option<usize> {
         if !self.file.head.gate().is_open() {
             return None;
         }
         let pos = (pages.start as u64) << PAGE_SHIFT;
-        let mapping = P::map(self.file, pos).ok()?;
+        let mapping = match P::map_quickly(self.file, pos) {
+            Some(mapping) => mapping,
+            None => P::map(self.file, pos).ok()?,
+        };
         let count = pages.end.wrapping_sub(pages.start);
         if mapping.len >> PAGE_SHIFT < count as u64 {
             return None;
@@ -291,90 +294,110 @@ pub(super) unsafe fn huge<P: FmapProvider>(
     if !fault.file.head.gate().is_open() || !fault.may_be_huge() {
         return None;
     }
-    // SAFETY: As above.
-    if !unsafe { bindings::famfs_pmd_is_none(vmf) } {
-        return None;
-    }
     let section = Section::enter();
     let first = fault.pgoff & !(HUGE - 1);
     let pfn = fault.memory(&section, first..first.wrapping_add(HUGE))?;
     let order = bindings::RUST_CONST_HELPER_PMD_ORDER;
     let folio = fault.folio(&section, pfn, first, order)?;
+    // SAFETY: As above.
+    if !unsafe { bindings::famfs_pmd_is_none(vmf) } {
+        return None;
+    }
     // SAFETY: The fault is valid, and so is the folio.
     Some(unsafe { bindings::vmf_insert_folio_pmd(vmf, folio.0.as_ptr(), false) })
 }
 
-/// Maps the page of the fault, if it is one by itself, and those around it.
-///
-/// No huge entry can be there: the whole of it would be one folio.
+/// Maps the page of the fault, if it is one by itself, and those around it. If it says `None`,
+/// fs/dax.c may insert a small page.
 ///
 /// # Safety
 ///
 /// As for [`Fault::new`]; called by mm for a fault.
+#[inline]
 pub(super) unsafe fn small<P: FmapProvider>(
     vmf: *mut bindings::vm_fault,
 ) -> Option<bindings::vm_fault_t> {
     // SAFETY: By the function's own requirement.
     let (fault, cow) = unsafe { (Fault::<P>::new(vmf)?, !(*vmf).cow_page.is_null()) };
-    if cow || !fault.file.head.gate().is_open() {
-        return None;
-    }
-    let _nofs = NoFs::enter();
-    let section = Section::enter();
-    let window = fault.window();
-    let pfn = fault.memory(&section, window.clone())?;
-    let folio = |index: usize| {
-        let pfn = pfn.wrapping_add(index.wrapping_sub(window.start));
-        fault.folio(&section, pfn, index, 0)
-    };
-    let first = folio(fault.pgoff)?;
-    // SAFETY: The fault is valid, and so is the folio; it is its own only page.
-    let done = unsafe { bindings::vmf_insert_page_mkwrite(vmf, first.0.as_ptr().cast(), false) };
-    if done != bindings::vm_fault_reason_VM_FAULT_NOPAGE {
-        return Some(done);
-    }
-    // SAFETY: By the function's own requirement.
-    let mut near = unsafe { *vmf };
-    for index in window.clone().filter(|index| *index != fault.pgoff) {
-        if let Some(folio) = folio(index) {
-            let distance = index.wrapping_sub(fault.pgoff) << PAGE_SHIFT;
-            near.__bindgen_anon_1.address = fault.address.wrapping_add(distance);
-            // SAFETY: As above, for another address of the vma. What can't be mapped is left to a
-            // fault of its own.
-            unsafe { bindings::vmf_insert_page_mkwrite(&mut near, folio.0.as_ptr().cast(), false) };
+    if !cow && fault.file.head.gate().is_open() {
+        let section = Section::enter();
+        let next = fault.pgoff.wrapping_add(1);
+        if let Some(pfn) = fault.memory(&section, fault.pgoff..next) {
+            if let Some(folio) = fault.folio(&section, pfn, fault.pgoff, 0) {
+                // SAFETY: By the function's own requirement.
+                return Some(unsafe { fault.insert_around(vmf, &section, pfn, folio) });
+            }
         }
     }
-    Some(done)
+    fault.before_small();
+    None
 }
 
-/// Comes before fs/dax.c inserts a small page where a fast fault may be inserting a huge one, which
-/// would not wait for it: ends fast faults on the file.
-///
-/// That happens where mm doesn't ask for huge pages, or the file is suspect. Where a part has been
-/// mapped by small pages already, there is no huge one.
-///
-/// # Safety
-///
-/// As for [`Fault::new`]; called by mm for a fault.
-pub(super) unsafe fn before_small<P: FmapProvider>(vmf: *mut bindings::vm_fault) {
-    // SAFETY: By the function's own requirement.
-    let Some(fault) = (unsafe { Fault::<P>::new(vmf) }) else {
-        return;
-    };
-    let gate = fault.file.head.gate();
-    if !fault.may_be_huge() || fault.vma.flags() & flags::NOHUGEPAGE != 0 || gate.is_quiet() {
-        return;
+impl<P: FmapProvider> Fault<'_, P> {
+    /// Maps the page of the fault, at `pfn`, and those around it that are prepared. No huge entry
+    /// can be there: the whole of it would be one folio.
+    ///
+    /// # Safety
+    ///
+    /// `vmf` is that of [`new`](Self::new).
+    #[inline(never)]
+    unsafe fn insert_around(
+        &self,
+        vmf: *mut bindings::vm_fault,
+        section: &Section,
+        pfn: usize,
+        folio: Folio,
+    ) -> bindings::vm_fault_t {
+        let _nofs = NoFs::enter();
+        // SAFETY: The fault is valid, and so is the folio; it is its own only page.
+        let done =
+            unsafe { bindings::vmf_insert_page_mkwrite(vmf, folio.0.as_ptr().cast(), false) };
+        if done != bindings::vm_fault_reason_VM_FAULT_NOPAGE {
+            return done;
+        }
+        // SAFETY: By the function's own requirement.
+        let mut near = unsafe { *vmf };
+        for index in self.window().filter(|index| *index != self.pgoff) {
+            let distance = index.wrapping_sub(self.pgoff);
+            // Maps consist of aligned units that are larger than a window.
+            let pfn = pfn.wrapping_add(distance);
+            if let Some(folio) = self.folio(section, pfn, index, 0) {
+                near.__bindgen_anon_1.address = self.address.wrapping_add(distance << PAGE_SHIFT);
+                // SAFETY: As above, for another address of the vma. What can't be mapped is left to
+                // a fault of its own.
+                unsafe {
+                    bindings::vmf_insert_page_mkwrite(&mut near, folio.0.as_ptr().cast(), false)
+                };
+            }
+        }
+        done
     }
-    // SAFETY: The inode is valid; its size doesn't change any more.
-    let size = unsafe { (*fault.inode.as_ptr()).i_size } as u64;
-    let last = fault.pgoff | (HUGE - 1);
-    if (last as u64) << PAGE_SHIFT >= size {
-        return;
+
+    /// Comes before fs/dax.c inserts a small page where a fast fault may be inserting a huge one,
+    /// which would not wait for it: ends fast faults on the file.
+    ///
+    /// That happens where mm doesn't ask for huge pages, or the file is suspect. Where a part has
+    /// been mapped by small pages already, there is no huge one.
+    #[inline]
+    fn before_small(&self) {
+        let gate = self.file.head.gate();
+        if self.may_be_huge()
+            && self.vma.flags() & flags::NOHUGEPAGE == 0
+            && !gate.is_quiet()
+            && !self.has_small_entry()
+        {
+            gate.shut();
+        }
     }
-    // SAFETY: The mapping is valid as long as the inode.
-    let split =
-        unsafe { bindings::famfs_has_small_entry(fault.mapping(), last & !(HUGE - 1), last) };
-    if !split {
-        gate.shut();
+
+    /// fs/dax.c never makes a huge folio around the fault.
+    #[cold]
+    fn has_small_entry(&self) -> bool {
+        let (first, last) = (self.pgoff & !(HUGE - 1), self.pgoff | (HUGE - 1));
+        // SAFETY: The inode is valid; its size doesn't change any more.
+        let size = unsafe { (*self.inode.as_ptr()).i_size } as u64;
+        // SAFETY: The mapping is valid as long as the inode.
+        (last as u64) << PAGE_SHIFT >= size
+            || unsafe { bindings::famfs_has_small_entry(self.mapping(), first, last) }
     }
 }

@@ -48,12 +48,7 @@ impl<P: FmapProvider> VmTable<P> {
     /// Called by mm with a fault on a vma that [`mmap`](Self::mmap) set up.
     unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: By the function's own requirement; the inode has a map.
-        unsafe {
-            fast::small::<P>(vmf).unwrap_or_else(|| {
-                fast::before_small::<P>(vmf);
-                Self::dax_fault(vmf, 0)
-            })
-        }
+        unsafe { fast::small::<P>(vmf).unwrap_or_else(|| Self::dax_fault(vmf, 0)) }
     }
 
     /// Maps nothing around a fault; the function for page caches would look for folios there are
