@@ -20,5 +20,7 @@ const unsigned long RUST_CONST_HELPER_SB_I_NODEV = SB_I_NODEV;
 const unsigned int RUST_CONST_HELPER_MINORBITS = MINORBITS;
 const unsigned int RUST_CONST_HELPER_PMD_ORDER = PMD_ORDER;
 
+const unsigned long RUST_CONST_HELPER_VM_RAND_READ = VM_RAND_READ;
+
 /* That of kernel::bindings is VM_MAYEXEC. */
 const unsigned long RUST_CONST_HELPER_VM_MAYSHARE = VM_MAYSHARE;

@@ -258,9 +258,13 @@ impl<'a, P: FmapProvider> Fault<'a, P> {
         NonNull::new(folio).map(Folio)
     }
 
-    /// The pages to look at around the fault.
+    /// The pages to look at around the fault; that of the fault alone where `madvise()` was told that
+    /// accesses are random.
     #[inline]
     fn window(&self) -> Range<usize> {
+        if self.vma.flags() & bindings::RUST_CONST_HELPER_VM_RAND_READ != 0 {
+            return self.pgoff..self.pgoff.wrapping_add(1);
+        }
         let to_start = self.address.wrapping_sub(self.vma.start()) >> PAGE_SHIFT;
         let to_end = self.vma.end().wrapping_sub(self.address) >> PAGE_SHIFT;
         let start = self.pgoff & !(AROUND - 1);
