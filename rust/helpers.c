@@ -186,7 +186,7 @@ struct folio *famfs_dax_folio_get(unsigned long pfn,
 
 	if (&folio->page != page ||
 	    smp_load_acquire(&folio->mapping) != mapping || /* of dax_insert_entry() */
-	    folio->index != index || folio_order(folio) != order)
+	    READ_ONCE(folio->index) != index || folio_order(folio) != order)
 		return NULL;
 	folio_ref_inc(folio);
 	return folio;

@@ -21,6 +21,7 @@ const unsigned int RUST_CONST_HELPER_MINORBITS = MINORBITS;
 const unsigned int RUST_CONST_HELPER_PMD_ORDER = PMD_ORDER;
 
 const unsigned long RUST_CONST_HELPER_VM_RAND_READ = VM_RAND_READ;
+const unsigned long RUST_CONST_HELPER_VM_UFFD_WP = VM_UFFD_WP;
 
 /* That of kernel::bindings is VM_MAYEXEC. */
 const unsigned long RUST_CONST_HELPER_VM_MAYSHARE = VM_MAYSHARE;

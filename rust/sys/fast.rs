@@ -228,6 +228,13 @@ impl<'a, P: FmapProvider> Fault<'a, P> {
             && self.vma.flags() & bindings::RUST_CONST_HELPER_VM_MAYSHARE != 0
     }
 
+    /// Entries may be filled before there is a page, to be told of stores: fs/dax.c knows what to
+    /// do with them.
+    #[inline]
+    fn is_marked(&self) -> bool {
+        self.vma.flags() & bindings::RUST_CONST_HELPER_VM_UFFD_WP != 0
+    }
+
     /// The first page frame of the memory behind the pages, if it is contiguous, and the file is
     /// beyond suspicion.
     #[inline(always)]
@@ -323,7 +330,7 @@ pub(super) unsafe fn small<P: FmapProvider>(
 ) -> Option<bindings::vm_fault_t> {
     // SAFETY: By the function's own requirement.
     let (fault, cow) = unsafe { (Fault::<P>::new(vmf)?, !(*vmf).cow_page.is_null()) };
-    if !cow && fault.file.head.gate().is_open() {
+    if !cow && !fault.is_marked() && fault.file.head.gate().is_open() {
         let section = Section::enter();
         let next = fault.pgoff.wrapping_add(1);
         if let Some(pfn) = fault.memory(&section, fault.pgoff..next) {
