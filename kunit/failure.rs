@@ -2,7 +2,13 @@
 
 //! Memory that fails, and devices that go away.
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    }, //
+};
 
 use crate::{
     daxdev::Access,
@@ -26,6 +32,7 @@ use crate::{
         },
         Policy, //
     },
+    jobs::Jobs,
     message::{
         simple,
         MIB, //
@@ -257,6 +264,64 @@ mod tests {
         assert_eq!(read(&setup.second, 8192), Err(EHWPOISON()));
         assert_eq!(setup.forget(dax, 1), Ok(()));
         assert_eq!(read(&setup.second, 8192), Ok(4));
+        Ok(())
+    }
+
+    /// Each failure counts when its report has returned, whatever is reported meanwhile.
+    #[test]
+    fn failures_at_once() -> Result {
+        const PAGE: u64 = 4096;
+        let setup = Arc::new(Setup::with_policy(POLICY_RANGE)?, GFP_KERNEL)?;
+        let jobs = Jobs::new()?;
+        for job in 0..4 {
+            let setup = setup.clone();
+            jobs.spawn(move || {
+                for pos in (0..32).map(|round| (round * 8 + job * 2) * PAGE) {
+                    setup.dax[1].fail(4 * MIB + pos, PAGE, POISON)?;
+                    let lost = read(&setup.second, pos) == Err(EHWPOISON());
+                    let rest = read(&setup.second, pos + PAGE) == Ok(4);
+                    if !lost || !rest {
+                        return Err(EIO);
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        assert!(Jobs::reach(&jobs.done, 4));
+        assert_eq!(jobs.failed.load(Relaxed), 0);
+        let daxdev = setup.conn.mount().get(1).ok_or(ENODEV)?;
+        let mut next = 4 * MIB;
+        daxdev.state().for_each_poison(|range| {
+            assert_eq!(range, next..next + PAGE);
+            next += 2 * PAGE;
+        });
+        assert_eq!(next, 5 * MIB);
+        assert_eq!(setup.forget(&setup.dax[1], 1), Ok(()));
+        assert_eq!(read(&setup.second, 0), Ok(4));
+        Ok(())
+    }
+
+    #[test]
+    fn a_removal_among_failures() -> Result {
+        let setup = Arc::new(Setup::with_policy(POLICY_RANGE)?, GFP_KERNEL)?;
+        let jobs = Jobs::new()?;
+        for job in 0..2 {
+            let setup = setup.clone();
+            jobs.spawn(move || {
+                let mut pages = (0..512).map(|page| 4 * MIB + page * 4096).cycle();
+                let mut fail = || setup.dax[job].fail(pages.next().unwrap_or(0), 4096, POISON);
+                while fail() == Ok(()) {}
+                (fail() == Err(ENXIO)).then_some(()).ok_or(EIO)
+            })?;
+        }
+        assert!(jobs.settle(2));
+        setup.dax[0].kill();
+        setup.dax[1].kill();
+        assert!(Jobs::reach(&jobs.done, 2));
+        assert_eq!(jobs.failed.load(Relaxed), 0);
+        assert_eq!((setup.health(0), setup.health(1)), ("removed", "removed"));
+        assert_eq!(read(&setup.both, 0), Err(ENXIO));
+        assert_eq!(read(&setup.second, 0), Err(ENXIO));
         Ok(())
     }
 
