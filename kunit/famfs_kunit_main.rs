@@ -72,7 +72,7 @@ module! {
             description: "1: say what iomap_begin costs, in ticks of the TSC",
         },
         fast_faults: u8 {
-            default: 0,
+            default: 1,
             description: "As of famfs.ko",
         },
     },

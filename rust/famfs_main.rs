@@ -48,7 +48,7 @@ module! {
             description: "After a memory error fail 0: every file on the device, 1: the poisoned bytes alone; unless the server says which",
         },
         fast_faults: u8 {
-            default: 0,
+            default: 1,
             description: "Map prepared memory 1: at once, 0: through fs/dax.c like new memory",
         },
     },
