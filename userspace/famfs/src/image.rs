@@ -15,7 +15,7 @@ use famfs_media::{
 
 use crate::mounted::Mounted;
 use crate::server::meta::MetaAccess;
-use crate::{device, log};
+use crate::{device, log, master};
 
 /// A valid superblock, and the log as far as it has entries.
 pub struct Image {
@@ -65,7 +65,7 @@ impl Image {
         let mut access = MetaAccess::open(&dev, LOG_LEN_MIN)?;
         let superblock_bytes = log::read_fresh(access.superblock(), 0, SUPERBLOCK_BYTES)?;
         let superblock =
-            Superblock::parse(&superblock_bytes).with_context(|| path.display().to_string())?;
+            master::parse(&superblock_bytes).with_context(|| path.display().to_string())?;
         if superblock.log_len > LOG_LEN_MIN {
             drop(access);
             access = MetaAccess::open(&dev, superblock.log_len)?;
@@ -81,7 +81,7 @@ impl Image {
 
     fn of_file(file: &File, len: u64) -> anyhow::Result<Self> {
         let superblock_bytes = read_some(file, 0, SUPERBLOCK_BYTES as u64)?;
-        let superblock = Superblock::parse(&superblock_bytes)?;
+        let superblock = master::parse(&superblock_bytes)?;
         let header = read_some(file, LOG_OFFSET, HEADER_BYTES as u64)?;
         let entries = LogHeader::decode(&header).map_or(0, |header| header.next_index);
         let most = superblock.log_len.min(len);

@@ -28,6 +28,7 @@ mod kernel;
 mod log;
 mod logplay;
 mod ls;
+mod master;
 mod messages;
 mod mkdir;
 mod mkfs;

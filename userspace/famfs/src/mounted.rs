@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::exit::{fail, Exit};
 use crate::mountinfo::{mounts, Mount};
 use crate::server::control;
-use crate::{device, log};
+use crate::{device, log, master};
 
 /// A mounted famfs.
 pub struct Mounted {
@@ -55,7 +55,7 @@ impl Mounted {
         }
         let region = map(&file, SUPERBLOCK_LEN)?;
         let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
-        let superblock = Superblock::parse(&bytes).with_context(|| file.display().to_string())?;
+        let superblock = master::parse(&bytes).with_context(|| file.display().to_string())?;
         let (device, fs) = (mount.source.display(), superblock.fs_uuid);
         tracing::info!("{} shows famfs {fs} on {device}", mount.point.display());
         Ok(Self {

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
+use famfs_media::{Superblock, SUPERBLOCK_BYTES};
 use serde_json::Value;
 
 use super::fixture::{ensure_eq, pattern};
@@ -26,6 +27,10 @@ pub const TESTS: &[(&str, Test)] = &[
     ("client_waits_for_logplay", client_waits_for_logplay),
     ("client_is_read_only", client_is_read_only),
     ("another_host_takes_over", another_host_takes_over),
+    (
+        "interrupted_take_over_is_finished",
+        interrupted_take_over_is_finished,
+    ),
     ("torn_append_is_continued", torn_append_is_continued),
     (
         "following_keeps_no_mount_busy",
@@ -35,6 +40,7 @@ pub const TESTS: &[(&str, Test)] = &[
 
 const UUID_FILE: &str = "/opt/famfs/system_uuid";
 const OTHER_UUID: &str = "00000000-0000-4000-8000-0000000000aa";
+const OTHER_UUID_BYTES: u128 = 0x0000_0000_0000_4000_8000_0000_0000_00aa;
 /// Where the two counters are on device 0.
 const COUNTERS: u64 = AU + 32;
 const PERMISSION: i32 = 5;
@@ -240,6 +246,40 @@ fn another_host_takes_over(guest: &Guest, _channel: &mut Channel) -> Result<()> 
     let refused = run("famfs", &["mkdir", &at("f")])?;
     refused.expect_failure(PERMISSION, OTHER_UUID)?;
     famfs(&["fsck", MOUNTPOINT]).map(drop)
+}
+
+/// The host has died with the new CRC and half of its uuid in memory.
+fn interrupted_take_over_is_finished(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a"], 1)?;
+    let raw = client.raw()?;
+    let mut bytes = raw.read(0, SUPERBLOCK_BYTES)?;
+    bytes[80..96].copy_from_slice(&OTHER_UUID_BYTES.to_be_bytes());
+    let bytes = Superblock::decode(&bytes).context("superblock")?.encode();
+    raw.write(96, &bytes[96..104])?;
+    raw.write(80, &bytes[80..88])?;
+    let device = &client.mounted.ready.paths[0];
+    let hint = "this host was interrupted when it became the master";
+    for args in [
+        &["mount", device, MOUNTPOINT][..],
+        &["fsck", device],
+        &["dump", device],
+    ] {
+        run("famfs", args)?.expect_failure(CORRUPT, hint)?;
+    }
+    become_host(&client.master)?;
+    for options in [&["mount"][..], &["mount", "--take-over"]] {
+        let refused = run("famfs", &[options, &[device, MOUNTPOINT]].concat())?;
+        refused.expect_failure(CORRUPT, "superblock: CRC is")?;
+    }
+    become_host(OTHER_UUID.as_bytes())?;
+    client.mount(&["--take-over"])?;
+    ensure_eq!(
+        client.raw()?.read(0, SUPERBLOCK_BYTES)?,
+        bytes,
+        "the superblock"
+    );
+    famfs(&["mkdir", &at("d")])?;
+    famfs(&["verify", &at("a")]).map(drop)
 }
 
 /// Entry 1 was half written when its host died, with the counters already in memory.

@@ -20,6 +20,7 @@ use super::opener::{Meta, Opener};
 use super::ops::Server;
 use crate::exit::{fail, Exit};
 use crate::log;
+use crate::master;
 
 /// Opens a file of `.meta` below `root` and maps its first `len` bytes. The file itself is closed again: while it
 /// lives, the mapping alone pins the mount.
@@ -34,30 +35,31 @@ pub fn map_meta(
     Ok(map_file(&file, usize::try_from(len)?, writable)?)
 }
 
-/// The superblock, as it is in memory now.
-pub fn read_superblock(opener: &mut Opener, root: BorrowedFd<'_>) -> anyhow::Result<Superblock> {
+/// The superblock, as it is in memory now. With `successor`, the host that is about to become the master, also one that
+/// this host was about to change when it was interrupted.
+pub fn read_superblock(
+    opener: &mut Opener,
+    root: BorrowedFd<'_>,
+    successor: Option<Uuid>,
+) -> anyhow::Result<Superblock> {
     let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, false)?;
-    Ok(Superblock::parse(&log::read_fresh(
-        &region,
-        0,
-        SUPERBLOCK_BYTES,
-    )?)?)
+    let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
+    match successor.and_then(|system| master::interrupted(&bytes, system)) {
+        Some(superblock) => Ok(superblock),
+        None => master::parse(&bytes),
+    }
 }
 
-/// Makes the host with this uuid the master. Nobody else may append meanwhile.
+/// Makes the host with this uuid the master.
 pub fn take_over(
     opener: &mut Opener,
     root: BorrowedFd<'_>,
     superblock: &mut Superblock,
     system: Uuid,
 ) -> anyhow::Result<()> {
-    superblock.system_uuid = system;
     let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, true)?;
-    // The uuid and behind it the CRC: one cache line, so that readers on other hosts see both change at once.
-    let at = 80;
-    let bytes = superblock.encode();
-    region.write(at, bytes.get(at..104).unwrap_or_default())?;
-    Ok(region.flush(at, 24)?)
+    superblock.system_uuid = system;
+    Ok(master::become_master(&region, superblock)?)
 }
 
 /// Replays the entries of the log `region` that are new since `replay` was advanced last, and copies them.

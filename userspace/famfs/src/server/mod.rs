@@ -218,17 +218,17 @@ fn load(
 ) -> anyhow::Result<(Superblock, LogCopy, Summary)> {
     let device = devices.first().context("no device was given")?;
     let name = device.path.display();
-    let mut superblock =
-        logplay::read_superblock(opener, root).map_err(|error| access_error(device, error))?;
+    let successor = options.take_over.then(system::uuid_or_new).transpose()?;
+    let mut superblock = logplay::read_superblock(opener, root, successor)
+        .map_err(|error| access_error(device, error))?;
     if superblock.is_secondary() {
         let text =
             format!("{name} holds no log: mount the device that does, it finds this one by itself");
         return Err(fail(Exit::Usage, text));
     }
     require_room(device, superblock.log_len)?;
-    if options.take_over {
-        logplay::take_over(opener, root, &mut superblock, system::uuid_or_new()?)
-            .context("becoming the master")?;
+    if let Some(system) = successor {
+        logplay::take_over(opener, root, &mut superblock, system).context("becoming the master")?;
     }
     server.namespace_mut().set_superblock(&superblock);
     let copy = LogCopy::new(&superblock)?;

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The change of the master: a new system uuid in the superblock, and the CRC that goes with it.
+//!
+//! They are three words, and a host may die after each. So the CRC is stored first: until the uuid is there as well, the
+//! superblock is invalid, but with that host's uuid put into it, it is valid. By this the host knows what it was about
+//! to do, and tries again. No other host can tell it from damage.
+
+use std::io;
+
+use famfs_media::{SuperError, Superblock};
+use uuid::Uuid;
+
+use crate::exit::{fail, Exit};
+use crate::log::Store;
+use crate::system;
+
+const UUID_AT: usize = 80;
+const CRC_AT: usize = 96;
+const CRC_END: usize = 104;
+
+/// The superblock in `bytes`.
+///
+/// # Errors
+/// It is not valid, with a hint if this host has left it so.
+pub fn parse(bytes: &[u8]) -> anyhow::Result<Superblock> {
+    parse_on(bytes, system::uuid())
+}
+
+fn parse_on(bytes: &[u8], local: Option<Uuid>) -> anyhow::Result<Superblock> {
+    let error = match Superblock::parse(bytes) {
+        Ok(superblock) => return Ok(superblock),
+        Err(error) => error,
+    };
+    match local.and_then(|system| interrupted(bytes, system)) {
+        Some(_) => Err(fail(
+            Exit::Corrupt,
+            "superblock: this host was interrupted when it became the master; `famfs mount --take-over` does it again",
+        )),
+        None => Err(error.into()),
+    }
+}
+
+/// What the superblock in `bytes` was about to become when host `system` was interrupted; None if it was not.
+pub fn interrupted(bytes: &[u8], system: Uuid) -> Option<Superblock> {
+    if !matches!(Superblock::parse(bytes), Err(SuperError::Crc { .. })) {
+        return None;
+    }
+    let mut done = bytes.to_vec();
+    done.get_mut(UUID_AT..CRC_AT)?
+        .copy_from_slice(system.as_bytes());
+    Superblock::parse(&done).ok()
+}
+
+/// Stores the system uuid of `superblock`, which else is as in `store`. Nobody may append to the log meanwhile.
+pub fn become_master(store: &impl Store, superblock: &Superblock) -> io::Result<()> {
+    let bytes = superblock.encode();
+    let put = |from: usize, to: usize| {
+        store.write(from, bytes.get(from..to).unwrap_or_default())?;
+        store.flush(from, to.saturating_sub(from))
+    };
+    put(CRC_AT, CRC_END)?;
+    put(UUID_AT, CRC_AT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::{Cell, RefCell};
+
+    use famfs_media::{PrimaryDax, LOG_LEN_MIN, SUPERBLOCK_BYTES};
+
+    const OLD: Uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
+    const NEW: Uuid = Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888);
+    const OTHER: Uuid = Uuid::from_u128(0x9999_aaaa_bbbb_cccc_dddd_eeee_ffff_0000);
+
+    /// Memory of a host that dies after so many words.
+    struct Dying {
+        bytes: RefCell<Vec<u8>>,
+        words: Cell<usize>,
+    }
+
+    impl Dying {
+        fn new(bytes: &[u8], words: usize) -> Self {
+            Self {
+                bytes: RefCell::new(bytes.to_vec()),
+                words: Cell::new(words),
+            }
+        }
+    }
+
+    impl Store for Dying {
+        fn read(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
+            out.copy_from_slice(&self.bytes.borrow()[at..at + out.len()]);
+            Ok(())
+        }
+        fn write(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
+            for (at, word) in (at..).step_by(8).zip(bytes.chunks(8)) {
+                let left = self.words.get().checked_sub(1);
+                self.words.set(left.ok_or(io::ErrorKind::BrokenPipe)?);
+                self.bytes.borrow_mut()[at..at + 8].copy_from_slice(word);
+            }
+            Ok(())
+        }
+        fn flush(&self, _: usize, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn invalidate(&self, _: usize, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn superblock(system: Uuid) -> Superblock {
+        let dax = PrimaryDax {
+            size: 64 << 20,
+            uuid: Uuid::nil(),
+            name: b"/dev/dax0.0".to_vec(),
+        };
+        let [fs, dev] = [1, 2].map(Uuid::from_u128);
+        Superblock::new(LOG_LEN_MIN, fs, dev, system, dax)
+    }
+
+    /// What memory has when host NEW dies after so many words of becoming the master, and whether it does.
+    fn taken_over(words: usize) -> (Vec<u8>, bool) {
+        let host = Dying::new(&superblock(OLD).encode(), words);
+        let dies = become_master(&host, &superblock(NEW)).is_err();
+        (host.bytes.into_inner(), dies)
+    }
+
+    #[test]
+    fn interrupted_at_every_word() {
+        for words in 0..=3 {
+            let (bytes, dies) = taken_over(words);
+            assert_eq!(dies, words < 3, "{words} words");
+            let before = match words {
+                0 => superblock(OLD),
+                // The one host that knows what to do; nothing of the superblock is lost.
+                1 | 2 => interrupted(&bytes, NEW).unwrap(),
+                _ => superblock(NEW),
+            };
+            // As load() does.
+            let mut again = interrupted(&bytes, NEW)
+                .or_else(|| Superblock::parse(&bytes).ok())
+                .unwrap();
+            assert_eq!(again, before);
+            again.system_uuid = NEW;
+            let host = Dying::new(&bytes, 3);
+            become_master(&host, &again).unwrap();
+            assert_eq!(
+                *host.bytes.borrow(),
+                superblock(NEW).encode(),
+                "{words} words"
+            );
+        }
+    }
+
+    #[test]
+    fn who_reads_what_an_interrupted_host_left() {
+        for words in 1..=2 {
+            let (bytes, _) = taken_over(words);
+            let error = |local| parse_on(&bytes, local).unwrap_err();
+            let hint = error(Some(NEW));
+            assert_eq!(crate::exit::code(&hint), Exit::Corrupt);
+            assert!(hint.to_string().contains("--take-over"), "{hint}");
+            for local in [None, Some(OTHER), Some(OLD)] {
+                assert!(matches!(
+                    error(local).downcast_ref(),
+                    Some(SuperError::Crc { .. })
+                ));
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_no_interruption() {
+        for words in 0..=3 {
+            for at in (0..UUID_AT).chain(CRC_AT..CRC_END) {
+                let (mut bytes, _) = taken_over(words);
+                bytes[at] ^= 1;
+                assert_eq!(interrupted(&bytes, NEW), None, "byte {at}, {words} words");
+            }
+        }
+        let whole = superblock(OLD).encode();
+        assert_eq!(interrupted(&whole, OLD), None);
+        assert_eq!(interrupted(&whole[..SUPERBLOCK_BYTES - 1], OLD), None);
+        assert_eq!(parse_on(&whole, Some(OTHER)).unwrap(), superblock(OLD));
+    }
+}
