@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use famfs_media::{Body, Entry, Extent, LogHeader, RawMap, Superblock, ENTRY_BYTES};
+use serde::ser::{Error, SerializeSeq};
+use serde::{Serialize, Serializer};
 use serde_json::{json, Map, Value};
 
 use crate::image::Image;
@@ -22,28 +24,65 @@ pub struct Args {
 /// Print everything.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let image = Image::load(&args.path)?;
-    let (superblock, log) = (superblock(&image.superblock_bytes), log(&image.log));
     let mut out = io::stdout().lock();
     if args.json {
-        let all = json!({ "superblock": superblock, "log": log });
-        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+        serde_json::to_writer_pretty(&mut out, &Dump::new(&image))?;
+        writeln!(out)?;
         return Ok(());
     }
+    let Dump { superblock, log } = Dump::new(&image);
     writeln!(out, "superblock {superblock}")?;
     writeln!(
         out,
         "log header {}",
-        log.get("header").unwrap_or(&Value::Null)
+        log.map_or(Value::Null, |log| log.header)
     )?;
-    for entry in log
-        .get("entries")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        writeln!(out, "entry {entry}")?;
+    for piece in image.pieces() {
+        for bytes in piece?.bytes.chunks_exact(ENTRY_BYTES) {
+            writeln!(out, "entry {}", entry(bytes))?;
+        }
     }
     Ok(())
+}
+
+#[derive(Serialize)]
+struct Dump<'a> {
+    superblock: Value,
+    log: Option<Log<'a>>,
+}
+
+#[derive(Serialize)]
+struct Log<'a> {
+    header: Value,
+    entries: Entries<'a>,
+}
+
+/// All entries, read while they are written.
+struct Entries<'a>(&'a Image);
+
+impl<'a> Dump<'a> {
+    fn new(image: &'a Image) -> Self {
+        Self {
+            superblock: superblock(&image.superblock_bytes),
+            log: header(&image.header_bytes).map(|header| Log {
+                header,
+                entries: Entries(image),
+            }),
+        }
+    }
+}
+
+impl Serialize for Entries<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(None)?;
+        for piece in self.0.pieces() {
+            let piece = piece.map_err(S::Error::custom)?;
+            for bytes in piece.bytes.chunks_exact(ENTRY_BYTES) {
+                list.serialize_element(&entry(bytes))?;
+            }
+        }
+        list.end()
+    }
 }
 
 fn crcs((stored, computed): (u64, u64)) -> [(&'static str, Value); 3] {
@@ -88,10 +127,8 @@ fn superblock(bytes: &[u8]) -> Value {
     object(fields, Superblock::crcs(bytes))
 }
 
-fn log(bytes: &[u8]) -> Value {
-    let Some(header) = LogHeader::decode(bytes) else {
-        return Value::Null;
-    };
+fn header(bytes: &[u8]) -> Option<Value> {
+    let header = LogHeader::decode(bytes)?;
     let fields = json!({
         "magic": format!("{:#x}", LogHeader::magic(bytes)),
         "log_len": header.log_len,
@@ -99,15 +136,7 @@ fn log(bytes: &[u8]) -> Value {
         "next_seqnum": header.next_seqnum,
         "next_index": header.next_index,
     });
-    let entries = bytes
-        .get(famfs_media::HEADER_BYTES..)
-        .unwrap_or_default()
-        .chunks_exact(ENTRY_BYTES);
-    let count = usize::try_from(header.next_index).unwrap_or(usize::MAX);
-    json!({
-        "header": object(fields, LogHeader::crcs(bytes)),
-        "entries": entries.take(count).map(entry).collect::<Vec<_>>(),
-    })
+    Some(object(fields, LogHeader::crcs(bytes)))
 }
 
 fn entry(bytes: &[u8]) -> Value {

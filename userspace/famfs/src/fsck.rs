@@ -59,6 +59,9 @@ struct DaxdevReport {
 #[derive(Serialize)]
 struct Issue {
     entry: u64,
+    /// The last of several entries in a row that are broken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_entry: Option<u64>,
     path: Option<String>,
     problem: String,
 }
@@ -78,7 +81,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let header = image.header()?;
     let mut replay = Replay::new(&image.superblock, image.device_size);
-    replay.inspect(&header, image.entries())?;
+    for piece in image.pieces() {
+        let piece = piece?;
+        let upto = LogHeader {
+            next_index: piece.end,
+            ..header
+        };
+        replay.inspect(&upto, &piece.bytes)?;
+    }
     let report = Report::new(&image, &header, &replay);
     let mut out = io::stdout().lock();
     if args.json {
@@ -86,7 +96,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         report.print(&mut out, args.human)?;
     }
-    match report.errors.len() {
+    let errors = report.errors.iter();
+    match errors.fold(0, |sum: u64, issue| sum.saturating_add(issue.count())) {
         0 => Ok(()),
         1 => Err(fail(Exit::Corrupt, "1 log entry is wrong and was left out")),
         n => Err(fail(
@@ -112,6 +123,7 @@ impl Report {
             );
             warnings.push(Issue {
                 entry: header.next_index,
+                last_entry: None,
                 path: None,
                 problem,
             });
@@ -146,7 +158,8 @@ impl Report {
         writeln!(
             out,
             "  device       {}, {}",
-            self.device,
+            // Any bytes, from a field that no CRC covers.
+            self.device.escape_debug(),
             bytes(self.device_bytes)
         )?;
         writeln!(
@@ -187,14 +200,26 @@ impl Report {
                     .path
                     .as_ref()
                     .map_or_else(String::new, |path| format!(" {path:?}"));
-                writeln!(
-                    out,
-                    "{kind}: entry {}{path}: {}",
-                    issue.entry, issue.problem
-                )?;
+                let (place, problem) = (issue.place(), &issue.problem);
+                writeln!(out, "{kind}: {place}{path}: {problem}")?;
             }
         }
         Ok(())
+    }
+}
+
+impl Issue {
+    /// How many entries it is about.
+    fn count(&self) -> u64 {
+        let last = self.last_entry.unwrap_or(self.entry);
+        last.saturating_sub(self.entry).saturating_add(1)
+    }
+
+    fn place(&self) -> String {
+        match self.last_entry {
+            Some(last) => format!("entries {} to {last}", self.entry),
+            None => format!("entry {}", self.entry),
+        }
     }
 }
 
@@ -202,6 +227,7 @@ impl From<&Finding> for Issue {
     fn from(finding: &Finding) -> Self {
         Self {
             entry: finding.index,
+            last_entry: Some(finding.last).filter(|&last| last != finding.index),
             path: finding.path.clone(),
             problem: finding.problem.to_string(),
         }

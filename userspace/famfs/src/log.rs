@@ -51,6 +51,9 @@ pub fn header(store: &impl Store, sb: &Superblock) -> anyhow::Result<LogHeader> 
     Ok(LogHeader::parse(&bytes, sb.log_len).map_err(LogError::from)?)
 }
 
+/// Entries that are read at a time, about half a MiB.
+pub const PIECE: u64 = 1024;
+
 /// Bytes of entries `from..to`.
 pub fn entries(store: &impl Store, from: u64, to: u64) -> anyhow::Result<Vec<u8>> {
     let start = entry_offset(from).context("log entry index too large")?;
@@ -63,27 +66,46 @@ pub fn entries(store: &impl Store, from: u64, to: u64) -> anyhow::Result<Vec<u8>
 
 /// Bring `replay` up to date, as far as the log has whole entries: `replay.next_index()` is less than the header's
 /// where its end was not written whole. A broken entry is read once more from memory: another host's write may have
-/// been on its way.
-pub fn catch_up(store: &impl Store, header: &LogHeader, replay: &mut Replay) -> anyhow::Result<()> {
+/// been on its way. Returns the bytes of the entries that were replayed: memory may have others by now.
+///
+/// # Errors
+/// An entry is broken and one behind it is not. Nothing was replayed then.
+pub fn catch_up(
+    store: &impl Store,
+    header: &LogHeader,
+    replay: &mut Replay,
+) -> anyhow::Result<Vec<u8>> {
     let from = replay.next_index();
-    let mut bytes = entries(store, from, header.next_index.max(from))?;
-    let broken = match replay.advance(header, &bytes) {
-        Ok(applied) if applied.end == header.next_index => return Ok(()),
-        Ok(applied) => applied.end,
-        Err(LogError::Entry { index, .. }) => index,
-        Err(error) => return Err(error.into()),
-    };
-    let again = entries(store, broken, broken.saturating_add(1))?;
-    let at = |index: u64| -> anyhow::Result<usize> {
-        Ok(usize::try_from(index.saturating_sub(from))?.saturating_mul(ENTRY_BYTES))
-    };
-    let at_broken = at(broken)?;
-    if let Some(old) = bytes.get_mut(at_broken..at_broken.saturating_add(ENTRY_BYTES)) {
-        old.copy_from_slice(&again);
+    let mut whole = Vec::new();
+    let mut broken = None;
+    for start in (from..header.next_index).step_by(usize::try_from(PIECE)?) {
+        let end = start.saturating_add(PIECE).min(header.next_index);
+        let piece = entries(store, start, end)?;
+        for (index, bytes) in (start..end).zip(piece.chunks_exact(ENTRY_BYTES)) {
+            match (Entry::parse(bytes, index), &broken) {
+                (Ok(_), None) => whole.extend_from_slice(bytes),
+                (Err(_), None) => {
+                    let again = entries(store, index, index.saturating_add(1))?;
+                    match Entry::parse(&again, index) {
+                        Ok(_) => whole.extend(again),
+                        Err(error) => broken = Some(LogError::Entry { index, error }),
+                    }
+                }
+                (Ok(_), Some(error)) => return Err((*error).into()),
+                (Err(_), Some(_)) => {}
+            }
+        }
     }
-    let rest = bytes.get(at(replay.next_index())?..).unwrap_or_default();
-    replay.advance(header, rest)?;
-    Ok(())
+    let count = (whole.len() / ENTRY_BYTES) as u64;
+    let next_index = from.saturating_add(count).min(header.next_index);
+    replay.advance(
+        &LogHeader {
+            next_index,
+            ..*header
+        },
+        &whole,
+    )?;
+    Ok(whole)
 }
 
 /// The header with which to append, after `replay` has caught up with `header`: what an append that was cut short has

@@ -185,6 +185,15 @@ fn map(path: &Path, len: u64) -> anyhow::Result<Region> {
 
 /// Map the first `len` bytes of `file`, which is at `path`.
 pub fn map_open(file: &File, path: &Path, len: u64, writable: bool) -> anyhow::Result<Region> {
+    // Another host may have changed the superblock that says so. Behind its end a file has no memory: SIGBUS.
+    let found = file.metadata()?.len();
+    if found < len {
+        let path = path.display();
+        let text = format!(
+            "{path} has {found} bytes, the superblock says {len}: it was changed under this mount; umount and mount again"
+        );
+        return Err(fail(Exit::Corrupt, text));
+    }
     map_file(file, usize::try_from(len)?, writable)
         .with_context(|| format!("mapping {}", path.display()))
 }
@@ -216,6 +225,19 @@ mod tests {
         );
         let text = format!("{:#}", stat_error(Path::new("/mnt"), Errno::NOENT));
         assert_eq!(text, "/mnt: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn nothing_behind_the_end_of_a_file_is_mapped() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        assert!(map_open(&file, Path::new(".log"), 8 << 20, false).is_ok());
+        let error = map_open(&file, Path::new(".log"), 16 << 20, false).unwrap_err();
+        assert_eq!(crate::exit::code(&error), Exit::Corrupt);
+        assert_eq!(
+            error.to_string(),
+            ".log has 8388608 bytes, the superblock says 16777216: it was changed under this mount; umount and mount again"
+        );
     }
 
     #[test]

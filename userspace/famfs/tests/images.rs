@@ -9,8 +9,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use famfs_media::{
+    entry_offset, path_bytes, Body, Entry, Extent, FileEntry, LogHeader, PrimaryDax, RawMap,
+    Superblock, LOG_OFFSET,
+};
 use serde_json::{json, Value};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 fn vectors() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/vectors")
@@ -180,6 +185,194 @@ fn fsck_names_what_is_wrong_with_entries() {
         assert_eq!(lines.len(), count, "{lines:?}");
         assert!(count > 1 || err == one, "{err}");
     }
+}
+
+const MIB: u64 = 1 << 20;
+
+fn superblock(log_len: u64) -> Superblock {
+    let dax = PrimaryDax {
+        size: 64 * MIB,
+        uuid: Uuid::nil(),
+        name: b"/dev/dax0.0\x1b[2J".to_vec(),
+    };
+    Superblock::new(log_len, Uuid::nil(), Uuid::nil(), Uuid::nil(), dax)
+}
+
+fn header(log_len: u64, count: u64) -> LogHeader {
+    LogHeader {
+        next_seqnum: count,
+        next_index: count,
+        ..LogHeader::new(log_len)
+    }
+}
+
+/// A file with one extent, as an entry.
+fn entry(seqnum: u64, path: &str, devindex: u64, offset: u64) -> Entry {
+    let extent = Extent {
+        devindex,
+        offset,
+        len: 4 * MIB,
+    };
+    let body = Body::File(FileEntry {
+        size: 3 * MIB,
+        flags: FileEntry::ALL_HOSTS_RW,
+        uid: 0,
+        gid: 0,
+        mode: 0o644,
+        path: path_bytes(path.as_bytes()),
+        map: RawMap::Simple {
+            nextents: 1,
+            extents: vec![extent],
+        },
+    });
+    Entry { seqnum, body }
+}
+
+/// What another host can have done to a log that is whole: each named, with its exit code, and nothing else lost.
+#[test]
+fn fsck_names_what_could_do_harm() {
+    for (path, devindex, offset, wrong) in [
+        (
+            "f",
+            0,
+            12 * MIB,
+            "extent 0: 1 of its units at 0xc00000 are in use already",
+        ),
+        (
+            "f",
+            0,
+            62 * MIB,
+            "extent 0: 0x3e00000+0x400000 ends past the device (0x4000000 bytes)",
+        ),
+        (
+            "f",
+            0,
+            0xffff_ffff_ffe0_0000,
+            "extent 0: 0xffffffffffe00000+0x400000 ends past the device (0x4000000 bytes)",
+        ),
+        ("f", 1, 20 * MIB, "extent 0: no daxdev has index 1"),
+        (
+            "f",
+            0,
+            8 * MIB,
+            "extent 0: offset 0x800000 lies in the superblock or the log",
+        ),
+        (
+            "../etc/shadow",
+            0,
+            20 * MIB,
+            "path: has an empty, \".\" or \"..\" component",
+        ),
+        (
+            "a/../../f",
+            0,
+            20 * MIB,
+            "path: has an empty, \".\" or \"..\" component",
+        ),
+        (".meta/.log", 0, 20 * MIB, "path: .meta is reserved"),
+        (
+            "none/f",
+            0,
+            20 * MIB,
+            "path: its parent directory does not exist",
+        ),
+        (
+            "good/f",
+            0,
+            20 * MIB,
+            "path: its parent directory does not exist",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("image")).unwrap();
+        let entries = [
+            entry(0, "good", 0, 10 * MIB),
+            entry(1, path, devindex, offset),
+        ];
+        let log: Vec<u8> = entries.iter().flat_map(Entry::encode).collect();
+        let log = [&header(8 * MIB, 2).encode()[..], &log].concat();
+        file.write_all_at(&superblock(8 * MIB).encode(), 0).unwrap();
+        file.write_all_at(&log, LOG_OFFSET).unwrap();
+        let (code, out, err) = famfs(&dir, &["fsck", "image"]);
+        let line = format!("error: entry 1 {path:?}: {wrong}\n");
+        assert_eq!(
+            (code, &err[..]),
+            (8, "famfs: 1 log entry is wrong and was left out\n")
+        );
+        assert!(
+            out.ends_with(&line) && out.matches("error").count() == 1,
+            "{out}{line}"
+        );
+        assert!(out.contains("  files        1, "), "{out}");
+        // The name of the device is what somebody wrote.
+        assert!(
+            out.contains("device       /dev/dax0.0\\u{1b}[2J, "),
+            "{out}"
+        );
+    }
+}
+
+/// A file of a TiB that holds a few KiB, with a log of a billion entries. In less memory than these would take.
+#[test]
+fn a_huge_log_costs_what_is_in_it() {
+    const LOG_LEN: u64 = 1 << 39;
+    let count = LogHeader::new(LOG_LEN).last_index + 1;
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::create(dir.path().join("image")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    file.write_all_at(&superblock(LOG_LEN).encode(), 0).unwrap();
+    file.write_all_at(&header(LOG_LEN, count).encode(), LOG_OFFSET)
+        .unwrap();
+    let at = |index| LOG_OFFSET + entry_offset(index).unwrap();
+    // Past the device: the log is.
+    for (index, path) in [(0, "first"), (count / 2, "middle"), (count - 1, "last")] {
+        let bytes = entry(index, path, 0, 10 * MIB).encode();
+        file.write_all_at(&bytes, at(index)).unwrap();
+    }
+    let run = |args: &str| {
+        let command = format!(
+            "ulimit -v 200000; exec {} {args} image",
+            env!("CARGO_BIN_EXE_famfs")
+        );
+        let output = Command::new("sh")
+            .args(["-c", &command])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (code, out, err) = run("fsck");
+    let wrong = format!("famfs: {count} log entries are wrong and were left out\n");
+    assert_eq!((code, err), (Some(8), wrong), "{out}");
+    let lines: Vec<_> = out
+        .lines()
+        .filter(|line| line.starts_with("error"))
+        .collect();
+    let gap = |from, to| format!("error: entries {from} to {to}: broken: sequence number is 0");
+    assert_eq!(lines.len(), 5, "{out}");
+    assert!(lines[0].starts_with("error: entry 0 \"first\": "), "{out}");
+    assert_eq!(lines[1], gap(1, count / 2 - 1));
+    assert_eq!(lines[3], gap(count / 2 + 1, count - 2));
+    assert!(
+        lines[4].starts_with(&format!("error: entry {} \"last\": ", count - 1)),
+        "{out}"
+    );
+    let (code, out, err) = run("dump --json");
+    assert_eq!((code, &err[..]), (Some(0), ""));
+    let dump: Value = serde_json::from_str(&out).unwrap();
+    let entries = dump["log"]["entries"].as_array().unwrap();
+    let whole: Vec<_> = entries
+        .iter()
+        .filter(|entry| entry["crc_ok"] == true)
+        .collect();
+    assert_eq!(whole.len(), 3);
+    // A piece for each of them; the holes are one each.
+    assert!(entries.len() < 4 * 1024, "{} entries", entries.len());
 }
 
 #[test]

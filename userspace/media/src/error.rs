@@ -161,10 +161,12 @@ impl Problem {
 
 /// A problem and where it is.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("log entry {index}: {problem}{}", Self::suffix(.path))]
+#[error("{} {}: {problem}{}", self.noun(), self.place(), self.suffix())]
 pub struct Finding {
     /// Index of the entry in the log.
     pub index: u64,
+    /// Index of the last one, where entries in a row are broken: `problem` is that of the first then. Else `index`.
+    pub last: u64,
     /// Its path, as far as it has one.
     pub path: Option<String>,
     /// What is wrong.
@@ -172,8 +174,29 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn suffix(path: &Option<String>) -> String {
-        path.as_ref()
+    /// How many entries it is about.
+    pub fn count(&self) -> u64 {
+        self.last.saturating_sub(self.index).saturating_add(1)
+    }
+
+    /// Which entries it is about: an index, or the first and the last.
+    pub fn place(&self) -> String {
+        match self.count() {
+            1 => self.index.to_string(),
+            _ => format!("{} to {}", self.index, self.last),
+        }
+    }
+
+    fn noun(&self) -> &'static str {
+        match self.count() {
+            1 => "log entry",
+            _ => "log entries",
+        }
+    }
+
+    fn suffix(&self) -> String {
+        self.path
+            .as_ref()
             .map_or_else(String::new, |path| format!(" ({path:?})"))
     }
 }

@@ -126,9 +126,11 @@ impl Replay {
         Ok(first..self.next)
     }
 
-    /// Like [`Self::advance`], for fsck: an entry that is not whole becomes a
-    /// finding and is left out. So does the first that `entries` does not have,
-    /// which stands for all behind it: a header may announce any number.
+    /// Like [`Self::advance`], for fsck: an entry that is not whole is left out
+    /// and becomes a finding, together with those behind it that are not whole
+    /// either; those are, too, that `entries` does not have. So there are at
+    /// most two findings for each whole entry, and one, whatever number of
+    /// entries the header announces.
     ///
     /// # Errors
     /// The log has fewer entries than before.
@@ -136,10 +138,11 @@ impl Replay {
         for (index, buf) in self.numbered(header, entries)? {
             match Entry::parse(buf, index) {
                 Ok(entry) => self.apply(index, &entry),
-                Err(error) => self.find(index, None, Problem::Broken(error)),
-            }
-            if buf.is_empty() {
-                break;
+                Err(error) if buf.is_empty() => {
+                    self.find_broken(index, header.next_index.saturating_sub(1), error);
+                    break;
+                }
+                Err(error) => self.find_broken(index, index, error),
             }
         }
         let first = std::mem::replace(&mut self.next, header.next_index);
@@ -186,8 +189,30 @@ impl Replay {
         });
         self.findings.push(Finding {
             index,
+            last: index,
             path,
             problem,
+        });
+    }
+
+    /// Entries `index` to `last` are broken.
+    fn find_broken(&mut self, index: u64, last: u64, error: EntryError) {
+        if let Some(Finding {
+            last: before,
+            problem: Problem::Broken(_),
+            ..
+        }) = self.findings.last_mut()
+        {
+            if before.checked_add(1) == Some(index) {
+                *before = last;
+                return;
+            }
+        }
+        self.findings.push(Finding {
+            index,
+            last,
+            path: None,
+            problem: Problem::Broken(error),
         });
     }
 
@@ -237,7 +262,7 @@ impl Replay {
     }
 
     fn apply_daxdev(&mut self, dev: &AddDaxdev) -> Result<(), Problem> {
-        let known = self.daxdevs.iter().any(|d| d.index == dev.index);
+        let known = self.space.device(dev.index).is_some();
         if dev.index == 0 || dev.index > MAX_DEVINDEX || known {
             return Err(Problem::DevIndex(dev.index));
         }

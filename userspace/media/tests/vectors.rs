@@ -385,14 +385,19 @@ fn a_finding_names_entry_field_and_value() {
     let text =
         "log entry 2: extent 0: offset 0x0 lies in the superblock or the log (\"one_extent.bin\")";
     assert_eq!(finding.to_string(), text);
-    let bare = Finding {
+    let bare = |last, problem| Finding {
         index: 7,
+        last,
         path: None,
-        problem: Problem::Delete,
+        problem,
     };
     assert_eq!(
-        bare.to_string(),
+        bare(7, Problem::Delete).to_string(),
         "log entry 7: type DELETE is not implemented by any reader"
+    );
+    assert_eq!(
+        bare(9, Problem::Broken(EntryError::Seqnum { found: 0 })).to_string(),
+        "log entries 7 to 9: broken: sequence number is 0"
     );
 }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use famfs_media::{Superblock, SUPERBLOCK_BYTES};
+use famfs_media::{LogHeader, Superblock, SUPERBLOCK_BYTES};
 use serde_json::Value;
 
 use super::fixture::{ensure_eq, pattern};
@@ -35,6 +35,10 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "following_keeps_no_mount_busy",
         following_keeps_no_mount_busy,
+    ),
+    (
+        "superblock_changes_under_a_mount",
+        superblock_changes_under_a_mount,
     ),
 ];
 
@@ -280,6 +284,31 @@ fn interrupted_take_over_is_finished(guest: &Guest, _channel: &mut Channel) -> R
     );
     famfs(&["mkdir", &at("d")])?;
     famfs(&["verify", &at("a")]).map(drop)
+}
+
+/// Somebody makes a file system with a longer log under a client's mount: its commands end with a message, not SIGBUS.
+fn superblock_changes_under_a_mount(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a"], 1)?;
+    client.mount(&["--follow", "0.01"])?;
+    let raw = client.raw()?;
+    let mut superblock = Superblock::parse(&raw.read(0, SUPERBLOCK_BYTES)?)?;
+    superblock.log_len *= 2;
+    let header = LogHeader {
+        next_index: 20_000,
+        ..LogHeader::new(superblock.log_len)
+    };
+    raw.write(0, &superblock.encode())?;
+    raw.write(AU, &header.encode())?;
+    for verb in ["ls", "check", "fsck", "dump", "df"] {
+        let refused = run("famfs", &[verb, MOUNTPOINT])?;
+        refused
+            .expect_failure(CORRUPT, "it was changed under this mount")
+            .with_context(|| verb.to_owned())?;
+    }
+    // The server goes on with what it knows.
+    famfs(&["verify", &at("a")])?;
+    let refused = run("famfs", &["logplay", MOUNTPOINT])?;
+    refused.expect_failure(CORRUPT, "log header: log length is")
 }
 
 /// Entry 1 was half written when its host died, with the counters already in memory.

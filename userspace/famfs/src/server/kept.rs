@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -16,13 +15,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use famfs_fuse::abi::Attr;
-use famfs_fuse::Region;
-use famfs_media::{entry_offset, LogHeader, Replay, Superblock, HEADER_BYTES, SUPERBLOCK_BYTES};
+use famfs_media::{
+    entry_offset, LogHeader, Replay, Superblock, ENTRY_BYTES, HEADER_BYTES, SUPERBLOCK_BYTES,
+};
 use rustix::fs::{memfd_create, MemfdFlags};
 use zerocopy::{FromBytes, IntoBytes};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-use crate::log;
 
 /// Starts the file of the attributes. The last byte is a version, to change with either file's layout.
 const MAGIC: [u8; 8] = *b"famfs\0\0\x01";
@@ -44,18 +42,13 @@ impl LogCopy {
         Ok(copy)
     }
 
-    /// Takes over these entries of the log `region`, whose header is `header`.
-    pub fn follow(
-        &self,
-        region: &Region,
-        header: &LogHeader,
-        new: Range<u64>,
-    ) -> anyhow::Result<()> {
-        if !new.is_empty() {
-            let at = entry_offset(new.start).context("log entry index too large")?;
-            self.write(at, &log::entries(region, new.start, new.end)?)?;
+    /// Takes over `entries`, which were replayed: the first of them has index `from` in the log with this header.
+    pub fn follow(&self, header: &LogHeader, from: u64, entries: &[u8]) -> anyhow::Result<()> {
+        if !entries.is_empty() {
+            let at = entry_offset(from).context("log entry index too large")?;
+            self.write(at, entries)?;
             let header = LogHeader {
-                next_index: new.end,
+                next_index: from.saturating_add((entries.len() / ENTRY_BYTES) as u64),
                 ..*header
             };
             // Last, so that whoever reads meanwhile finds whole entries.
@@ -210,6 +203,12 @@ impl Changed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+
+    use famfs_media::{path_bytes, Body, Entry, MkdirEntry};
+
+    use crate::log::Store;
+    use crate::server::logplay::advance;
     use crate::server::tests::read;
 
     #[test]
@@ -254,17 +253,68 @@ mod tests {
         let copy = LogCopy::new(&superblock).unwrap();
         let (_, empty) = copy.replay(16 << 30).unwrap();
         assert_eq!(empty.next_index(), 0);
-        let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&log, 0).unwrap();
-        let region = famfs_fuse::map_file(&file, log.len(), false).unwrap();
         let (half, all) = (header.next_index / 2, header.next_index);
-        copy.follow(&region, &header, 0..half).unwrap();
+        let middle = half as usize * ENTRY_BYTES;
+        let (first, second) = log[HEADER_BYTES..][..all as usize * ENTRY_BYTES].split_at(middle);
+        copy.follow(&header, 0, first).unwrap();
         let (_, replay) = copy.replay(16 << 30).unwrap();
         assert_eq!(replay.next_index(), half);
-        copy.follow(&region, &header, half..all).unwrap();
+        copy.follow(&header, half, second).unwrap();
         let (same, replay) = copy.replay(16 << 30).unwrap();
         let original = Replay::of_log(&superblock, 16 << 30, &log).unwrap();
         assert_eq!(same, superblock);
         assert_eq!((replay.next_index(), replay.totals), (all, original.totals));
+    }
+
+    /// A log that another host changes as soon as it was read: its directory `a` is called `b` from then on.
+    struct Changing(RefCell<Vec<u8>>);
+
+    fn dir(name: &[u8]) -> [u8; ENTRY_BYTES] {
+        let body = Body::Mkdir(MkdirEntry {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+            path: path_bytes(name),
+        });
+        Entry { seqnum: 0, body }.encode()
+    }
+
+    impl Store for Changing {
+        fn read(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
+            let mut bytes = self.0.borrow_mut();
+            out.copy_from_slice(&bytes[at..at + out.len()]);
+            if at + out.len() > HEADER_BYTES {
+                bytes[HEADER_BYTES..].copy_from_slice(&dir(b"b"));
+            }
+            Ok(())
+        }
+        fn write(&self, _: usize, _: &[u8]) -> io::Result<()> {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+        fn flush(&self, _: usize, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn invalidate(&self, _: usize, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_copy_is_of_what_was_replayed() {
+        let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
+        let header = LogHeader {
+            next_seqnum: 1,
+            next_index: 1,
+            ..LogHeader::new(superblock.log_len)
+        };
+        let log = Changing(RefCell::new([&header.encode()[..], &dir(b"a")].concat()));
+        let copy = LogCopy::new(&superblock).unwrap();
+        let mut replay = Replay::new(&superblock, 16 << 30);
+        advance(&mut replay, &superblock, &log, &copy).unwrap();
+        let (_, successor) = copy.replay(16 << 30).unwrap();
+        for name in [&b"a"[..], b"b"] {
+            let found = [&replay, &successor].map(|replay| replay.tree.resolve(name).is_some());
+            assert_eq!(found, [name == b"a"; 2]);
+        }
     }
 }

@@ -19,7 +19,7 @@ use super::kept::LogCopy;
 use super::opener::{Meta, Opener};
 use super::ops::Server;
 use crate::exit::{fail, Exit};
-use crate::log;
+use crate::log::{self, Store};
 use crate::master;
 
 /// Opens a file of `.meta` below `root` and maps its first `len` bytes. The file itself is closed again: while it
@@ -66,13 +66,14 @@ pub fn take_over(
 pub fn advance(
     replay: &mut Replay,
     superblock: &Superblock,
-    region: &Region,
+    region: &impl Store,
     copy: &LogCopy,
 ) -> anyhow::Result<()> {
     let (known, from) = (replay.findings.len(), replay.next_index());
     let header = log::header(region, superblock)?;
-    log::catch_up(region, &header, replay)?;
-    copy.follow(region, &header, from..replay.next_index())
+    // Of what was replayed, not of what memory has by now: the successor must see the same files.
+    let replayed = log::catch_up(region, &header, replay)?;
+    copy.follow(&header, from, &replayed)
         .context("copying the log for a successor")?;
     if replay.next_index() < header.next_index {
         let (end, announced) = (replay.next_index(), header.next_index);
