@@ -2,7 +2,7 @@
 //! The guest image: an uncompressed cpio archive (unpacking a compressed one costs seconds under emulation).
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ const FOLDERS: [&str; 9] = [
 ];
 /// Names under which the famfs binary acts as its verbs.
 const FAMFS_LINKS: [&str; 3] = ["mkfs.famfs", "mount.famfs", "fsck.famfs"];
+const UNIT: &str = "usr/lib/systemd/system/famfs@.service";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// What goes into the image.
@@ -68,6 +69,9 @@ impl Contents {
             let name = program.rsplit('/').next().unwrap_or(program);
             archive.file(&format!("usr/bin/{name}"), &self.tools.join(program))?;
         }
+        for folder in self.kit.folders {
+            archive.tree(folder, &self.tools.join(folder))?;
+        }
         archive.link("bin", "usr/bin")?;
         archive.link("sbin", "usr/bin")?;
         archive.link("usr/bin/sh", "busybox")?;
@@ -77,6 +81,9 @@ impl Contents {
             for name in FAMFS_LINKS {
                 archive.link(&format!("usr/bin/{name}"), "famfs")?;
             }
+            let unit = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../userspace/famfs/systemd/famfs@.service");
+            archive.file(UNIT, &unit)?;
         }
         for (name, module) in [("famfs.ko", &self.ko), ("famfs_kunit.ko", &self.kunit_ko)] {
             if let Some(module) = module {
@@ -88,25 +95,23 @@ impl Contents {
 
     /// The tools' shared libraries: every one that lies directly in the library folder.
     fn libraries(&self, archive: &mut Archive) -> Result<()> {
-        let folder = self.tools.join(LIBRARIES);
-        let mut entries: Vec<_> = fs::read_dir(&folder)
-            .with_context(|| format!("no guest tools in {}", folder.display()))?
-            .collect::<Result<_, _>>()?;
-        entries.sort_by_key(|entry| entry.file_name());
-        for entry in entries {
+        for entry in entries(&self.tools.join(LIBRARIES))? {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let path = format!("{LIBRARIES}/{name}");
-            let kind = entry.file_type()?;
-            if !name.contains(".so") {
-                continue;
-            } else if kind.is_symlink() {
-                archive.link(&path, &fs::read_link(entry.path())?.to_string_lossy())?;
-            } else if kind.is_file() {
-                archive.file(&path, &entry.path())?;
+            if name.contains(".so") && !entry.file_type()?.is_dir() {
+                archive.tree(&format!("{LIBRARIES}/{name}"), &entry.path())?;
             }
         }
         archive.link("lib64", LIBRARIES)
     }
+}
+
+/// What is in a folder of the tools, in the order of the names.
+fn entries(folder: &Path) -> Result<Vec<DirEntry>> {
+    let mut entries: Vec<_> = fs::read_dir(folder)
+        .with_context(|| format!("no guest tools in {}", folder.display()))?
+        .collect::<Result<_, _>>()?;
+    entries.sort_by_key(DirEntry::file_name);
+    Ok(entries)
 }
 
 struct Archive {
@@ -131,6 +136,23 @@ impl Archive {
         }
         let entry = self.entry(path, S_IFDIR | 0o755)?;
         self.put(entry, &[])
+    }
+
+    /// A file, a link, or a folder with all that is in it.
+    fn tree(&mut self, path: &str, source: &Path) -> Result<()> {
+        let kind = fs::symlink_metadata(source)?.file_type();
+        if kind.is_symlink() {
+            return self.link(path, &fs::read_link(source)?.to_string_lossy());
+        }
+        if !kind.is_dir() {
+            return self.file(path, source);
+        }
+        self.folder(path)?;
+        for entry in entries(source)? {
+            let name = entry.file_name();
+            self.tree(&format!("{path}/{}", name.to_string_lossy()), &entry.path())?;
+        }
+        Ok(())
     }
 
     fn link(&mut self, path: &str, target: &str) -> Result<()> {

@@ -119,6 +119,12 @@ const JOBS: &[Job] = &[
         kind: Kind::Tests,
     },
     Job {
+        name: "systemd",
+        topology: &topology::SYSTEMD,
+        scenarios: "service",
+        kind: Kind::Tests,
+    },
+    Job {
         name: "two",
         topology: &topology::MASTER,
         scenarios: "",

@@ -18,6 +18,8 @@ pub struct Kit {
     pub name: &'static str,
     packages: &'static [&'static str],
     pub programs: &'static [&'static str],
+    /// Folders that are wanted whole.
+    pub folders: &'static [&'static str],
 }
 
 pub const KIT: Kit = Kit {
@@ -30,6 +32,22 @@ pub const KIT: Kit = Kit {
         "usr/bin/daxctl",
         "usr/bin/mount",
     ],
+    folders: &[],
+};
+
+/// For guests whose PID 1 is systemd.
+pub const SYSTEMD_KIT: Kit = Kit {
+    name: "systemd",
+    packages: &["systemd", "ndctl", "busybox-static", "mount"],
+    programs: &[
+        "usr/bin/busybox",
+        "usr/bin/ndctl",
+        "usr/bin/mount",
+        "usr/bin/umount",
+        "usr/bin/systemctl",
+        "usr/bin/journalctl",
+    ],
+    folders: &["usr/lib/systemd", "usr/lib/x86_64-linux-gnu/systemd"],
 };
 
 /// With other file systems to compare with.
@@ -42,6 +60,7 @@ pub const BENCH_KIT: Kit = Kit {
         "usr/sbin/mkfs.ext4",
         "usr/sbin/mkfs.xfs",
     ],
+    folders: &[],
 };
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";

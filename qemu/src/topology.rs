@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machines that guests are booted on, as data.
 
-use crate::tools::{Kit, BENCH_KIT, KIT};
+use crate::tools::{Kit, BENCH_KIT, KIT, SYSTEMD_KIT};
 
 /// One machine: what QEMU is told, what the kernel is told, what the guest makes of it.
 #[derive(Debug)]
@@ -33,6 +33,13 @@ pub const PMEM: Topology = Topology {
     kernel: &["memmap=384M!1G"],
     memory: "pmem1",
     kit: &KIT,
+};
+
+/// The same with systemd as PID 1.
+pub const SYSTEMD: Topology = Topology {
+    name: "systemd",
+    kit: &SYSTEMD_KIT,
+    ..PMEM
 };
 
 /// Two daxdevs of different size. The gap keeps the kernel from merging the two ranges.

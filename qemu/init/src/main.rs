@@ -10,7 +10,6 @@ mod demo;
 mod fmap;
 mod hostile;
 mod kmemleak;
-mod manager;
 mod module;
 mod pid1;
 mod probe;

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! PID 1: mounts what every Linux has, starts the runner, buries orphans, powers the machine off when the runner is gone.
+//! In an image with systemd that is PID 1 from then on, and the runner one of its services.
 
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{bail, Context, Result};
@@ -20,6 +24,22 @@ const MOUNTS: [(&str, &str); 7] = [
     ("debugfs", "/sys/kernel/debug"),
     ("fusectl", "/sys/fs/fuse/connections"),
 ];
+
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+/// It is all that systemd is asked to start; what the runner asks for comes with what it depends on.
+const RUNNER: &str = "runner.service";
+const RUNNER_UNIT: &str = "\
+[Unit]
+DefaultDependencies=no
+SuccessAction=poweroff-immediate
+FailureAction=poweroff-immediate
+[Service]
+Type=oneshot
+Environment=HOME=/
+ExecStart=/init run
+StandardError=tty
+TTYPath=/dev/console
+";
 
 pub fn main() -> ExitCode {
     if let Err(error) = boot() {
@@ -43,6 +63,9 @@ fn boot() -> Result<()> {
     }
     std::env::set_var("PATH", "/usr/bin:/usr/sbin:/bin:/sbin");
     std::env::set_var("HOME", "/");
+    if Path::new(SYSTEMD).exists() {
+        return become_systemd();
+    }
     let runner = Command::new("/init")
         .arg("run")
         .spawn()
@@ -57,4 +80,14 @@ fn boot() -> Result<()> {
             };
         }
     }
+}
+
+/// Comes back only with an error.
+fn become_systemd() -> Result<()> {
+    fs::create_dir_all("/etc/systemd/system")?;
+    fs::write(format!("/etc/systemd/system/{RUNNER}"), RUNNER_UNIT)?;
+    // Without one it is a first boot, with questions.
+    fs::write("/etc/machine-id", format!("{:032x}\n", 1))?;
+    let error = Command::new(SYSTEMD).arg(format!("--unit={RUNNER}")).exec();
+    Err(error).context(SYSTEMD)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Servers that are replaced, or killed and started again, under a mount that is in use.
+//! Servers that are replaced under a mount that is in use.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,38 +15,33 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
-use super::fixture::{ensure_eq, pattern, ready};
+use super::fixture::{ensure_eq, pattern};
 use super::tool::{at, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::fmap::AU;
-use crate::manager::Manager;
 use crate::runner::Guest;
 use crate::sys::{Kind, Mapping};
-use crate::tool::{famfs, mkfs, Connection};
+use crate::tool::{famfs, Connection};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("handovers_under_load", handovers_under_load),
-    ("kills_under_load", kills_under_load),
-    ("handover_of_a_service", handover_of_a_service),
     (
         "failed_handover_changes_nothing",
         failed_handover_changes_nothing,
     ),
 ];
 
-/// How often the server changes in a test.
-const CHANGES: usize = 20;
 const FILES: usize = 12;
 /// How long one call may take before it counts as hung.
 const HUNG: Duration = Duration::from_secs(20);
 
-fn name(index: usize) -> String {
+pub fn name(index: usize) -> String {
     at(&format!("d{}/f{index}", index % 3))
 }
 
 /// Directories and files with known bytes.
-fn make_files() -> Result<()> {
+pub fn make_files() -> Result<()> {
     let dirs: Vec<String> = (0..3).map(|dir| at(&format!("d{dir}"))).collect();
     let mut args = vec!["mkdir"];
     args.extend(dirs.iter().map(String::as_str));
@@ -59,9 +54,9 @@ fn make_files() -> Result<()> {
 }
 
 /// What the mount shows of each path: inode number, mode, size, time.
-type Shown = BTreeMap<String, (u64, u32, u64, i64)>;
+pub type Shown = BTreeMap<String, (u64, u32, u64, i64)>;
 
-fn shown() -> Result<Shown> {
+pub fn shown() -> Result<Shown> {
     // The attributes are to come from the server.
     fs::write("/proc/sys/vm/drop_caches", "2")?;
     let dirs = ["", ".meta", "d0", "d1", "d2"].map(at);
@@ -189,7 +184,7 @@ fn miss(round: usize) -> Result<()> {
     Ok(())
 }
 
-fn server_pid() -> Result<u64> {
+pub fn server_pid() -> Result<u64> {
     let text = famfs(&["status", "--json", MOUNTPOINT])?;
     let status: Value = serde_json::from_str(&text)?;
     status["pid"].as_u64().context("no pid in the status")
@@ -254,90 +249,39 @@ impl Use {
     }
 }
 
-fn handovers_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let mounted = Mounted::new(guest, 1)?;
+/// Has `change` change the server so often, with all of that in use.
+pub fn under_load(changes: usize, mut change: impl FnMut(usize) -> Result<()>) -> Result<()> {
     let used = Use::start()?;
     let load = Load::start();
-    let changes = || -> Result<()> {
-        let mut pid = server_pid()?;
-        for round in 0..CHANGES {
-            let place = [MOUNTPOINT, &mounted.ready.paths[0]][round % 2];
-            famfs(&["server", "handover", place]).with_context(|| format!("handover {round}"))?;
-            let next = server_pid()?;
-            ensure!(next != pid, "the server is process {pid} as before");
-            ensure!(
-                !Path::new(&format!("/proc/{pid}/exe")).exists(),
-                "the old server is still there"
-            );
-            pid = next;
+    let mut all = || -> Result<()> {
+        for round in 0..changes {
+            change(round).with_context(|| format!("change {round}"))?;
             load.go_on()?;
             used.check(round)?;
         }
         Ok(())
     };
-    let changed = changes();
+    let changed = all();
     load.finish()?;
     changed?;
     used.finish()
 }
 
-/// A mount that is run as a service.
-fn service(guest: &Guest) -> Result<Manager> {
-    let ready = ready(guest)?;
-    let device = &ready.paths[0];
-    mkfs(&["--force", device])?;
-    fs::create_dir_all(MOUNTPOINT)?;
-    let manager = Manager::start(&["mount", "--foreground", device, MOUNTPOINT])?;
-    let mut stored = manager.stored();
-    stored.sort_unstable();
-    let expected = [
-        "famfs-attributes",
-        "famfs-channel",
-        "famfs-channel",
-        "famfs-log",
-    ];
-    ensure_eq!(stored, expected, "stored descriptors");
-    Ok(manager)
-}
-
-fn kills_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let mut manager = service(guest)?;
-    let used = Use::start()?;
-    let load = Load::start();
-    let mut changes = || -> Result<()> {
-        for round in 0..CHANGES {
-            manager
-                .kill_and_restart()
-                .with_context(|| format!("restart {round}"))?;
-            load.go_on()?;
-            used.check(round)?;
-        }
+fn handovers_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    let mut pid = server_pid()?;
+    under_load(20, |round| {
+        let place = [MOUNTPOINT, &mounted.ready.paths[0]][round % 2];
+        famfs(&["server", "handover", place])?;
+        let next = server_pid()?;
+        ensure!(next != pid, "the server is process {pid} as before");
+        ensure!(
+            !Path::new(&format!("/proc/{pid}/exe")).exists(),
+            "the old server is still there"
+        );
+        pid = next;
         Ok(())
-    };
-    let changed = changes();
-    load.finish()?;
-    changed?;
-    used.finish()?;
-    ensure_eq!(
-        manager.wait()?,
-        Some(0),
-        "exit code of the service after umount"
-    );
-    Ok(())
-}
-
-/// The manager is told of the new main process, which can be killed like the first.
-fn handover_of_a_service(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let mut manager = service(guest)?;
-    make_files()?;
-    famfs(&["server", "handover", MOUNTPOINT])?;
-    manager.await_main_pid()?;
-    ensure_eq!(u64::from(manager.pid), server_pid()?, "the main process");
-    ensure_eq!(manager.stored().len(), 4, "stored descriptors");
-    ensure_eq!(fs::metadata(name(0))?.len(), AU, "size");
-    umount()?;
-    ensure_eq!(manager.wait()?, Some(0), "exit code of the first server");
-    Ok(())
+    })
 }
 
 /// A successor that does not come up leaves the old server where it is.

@@ -31,6 +31,7 @@ mod protocol;
 mod push;
 mod refusals;
 mod removal;
+mod service;
 mod soak;
 mod soak_client;
 mod teardown;
@@ -59,6 +60,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("hosts", hosts::TESTS),
     ("striped", tool::STRIPED),
     ("handover", handover::TESTS),
+    ("service", service::TESTS),
     ("master", two_hosts::MASTER),
     ("client", two_hosts::CLIENT),
     ("mount8", mount8::TESTS),
