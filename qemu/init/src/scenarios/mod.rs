@@ -107,3 +107,61 @@ pub fn select(plan: &Plan) -> Result<Vec<(String, Test)>> {
     selected.retain(|(name, _)| name.contains(&plan.only));
     Ok(selected)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::SCENARIOS;
+
+    fn read(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// `kunit:suite.test`, or `scenario.test`.
+    fn exists(name: &str, suites: &[String]) -> bool {
+        let (kunit, name) = match name.strip_prefix("kunit:") {
+            Some(name) => (true, name),
+            None => (false, name),
+        };
+        let Some((group, test)) = name.split_once('.') else {
+            return false;
+        };
+        if !kunit {
+            let mut groups = SCENARIOS.iter().filter(|(known, _)| *known == group);
+            return groups.any(|(_, tests)| tests.iter().any(|(known, _)| *known == test));
+        }
+        let suite = format!("#[kunit_tests({group})]");
+        let test = format!("fn {test}(");
+        let mut tests = suites.iter().filter_map(|text| text.split_once(&suite));
+        tests.any(|(_, tests)| tests.contains(&test))
+    }
+
+    /// Each cell of the matrix names its tests, or says that there is nothing to test.
+    #[test]
+    fn the_matrix_names_tests_that_exist() {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let folder = std::fs::read_dir(root.join("kunit")).expect("kunit/");
+        let files = folder.map(|entry| entry.expect("kunit/").path());
+        let sources = files.filter(|path| path.extension().is_some_and(|end| end == "rs"));
+        let suites: Vec<String> = sources.map(|path| read(&path)).collect();
+        let docs = read(&root.join("docs/reliability.md"));
+        let mut rows = docs
+            .lines()
+            .skip_while(|line| !line.starts_with("| event \\ moment |"))
+            .take_while(|line| line.starts_with('|'));
+        let columns = rows.next().expect("the matrix").matches('|').count();
+        assert_eq!(columns, 8, "columns of the matrix, and one");
+        let mut names = 0;
+        for row in rows.skip(1) {
+            assert_eq!(row.matches('|').count(), columns, "{row}");
+            let cells = row.trim_matches('|').split('|').skip(1).map(str::trim);
+            for name in cells.flat_map(|cell| cell.split(", ")) {
+                let nothing = name == "nobody asks it";
+                assert!(nothing || exists(name, &suites), "no test {name:?}: {row}");
+                names += usize::from(!nothing);
+            }
+        }
+        assert!(names > 60, "{names} names");
+    }
+}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ends of a mount in every order: the server dies or hangs at each request of an open, the opener is killed, the
+//! The end of what a mount depends on: the server dies or hangs at each request of an open, the opener is killed, the
 //! connection is aborted, the file system is unmounted, the device and the module go.
 
 use anyhow::{anyhow, ensure, Context, Result};
@@ -7,19 +7,18 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{kill_process, Pid, Signal};
 
-use super::failure::expect_state;
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, one_extent, pattern, ready, Ready};
 use super::Test;
 use crate::channel::Channel;
 use crate::dax::Driver;
-use crate::fmap::{extent, Fmap, AU};
+use crate::fmap::AU;
 use crate::module;
 use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
-use crate::server::{ServedFile, TestFs};
+use crate::server::ServedFile;
 use crate::stopping::StoppingFs;
-use crate::sys::{Kind, Mapping};
+use crate::sys::Kind;
 use crate::tool::{signal_server, state_of};
 use crate::wire::{GET_DAXDEV, GET_FMAP, INIT, LOOKUP, OPEN, RELEASE};
 
@@ -34,9 +33,6 @@ pub const TESTS: &[(&str, Test)] = &[
     ("module_gone_before_init", module_gone_before_init),
     ("server_killed_under_load", server_killed_under_load),
     ("removal_with_a_hung_server", removal_with_a_hung_server),
-    ("umounts_of_a_mapped_file", umounts_of_a_mapped_file),
-    ("device_of_another_mount", device_of_another_mount),
-    ("namespace_outlives_the_mount", namespace_outlives_the_mount),
 ];
 
 /// The requests of a first open, in their order.
@@ -119,9 +115,14 @@ fn open_goes_on(guest: &Guest, channel: &mut Channel) -> Result<()> {
     })
 }
 
-fn server_killed_during_open(guest: &Guest, channel: &mut Channel) -> Result<()> {
+/// `end` is the end of the connection: the open under way fails, and so does the next one.
+fn at_each_step_ends(
+    guest: &Guest,
+    channel: &mut Channel,
+    end: fn(&mut StoppingFs) -> Result<()>,
+) -> Result<()> {
     at_each_step(guest, channel, |mut stopped, _| {
-        stopped.fs.kill()?;
+        end(&mut stopped.fs)?;
         ensure_eq!(stopped.opener.answer()?, ABORTED, "the open under way");
         let later = stopped
             .opener
@@ -131,17 +132,13 @@ fn server_killed_during_open(guest: &Guest, channel: &mut Channel) -> Result<()>
     })
 }
 
+fn server_killed_during_open(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    at_each_step_ends(guest, channel, StoppingFs::kill)
+}
+
 /// The server still hangs, and has its descriptor.
 fn abort_during_open(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    at_each_step(guest, channel, |mut stopped, _| {
-        stopped.fs.connection()?.abort()?;
-        ensure_eq!(stopped.opener.answer()?, ABORTED, "the open under way");
-        let later = stopped
-            .opener
-            .map(&stopped.fs.path("file"), AU, Kind::SharedRead)?;
-        ensure_eq!(later, Reply::Errno(libc::ENOTCONN), "an open after that");
-        stopped.finish()
-    })
+    at_each_step_ends(guest, channel, |fs| fs.connection()?.abort())
 }
 
 fn forced_umount_during_open(guest: &Guest, channel: &mut Channel) -> Result<()> {
@@ -245,18 +242,34 @@ fn module_gone_before_init(guest: &Guest, _channel: &mut Channel) -> Result<()> 
     fs.umount(UnmountFlags::empty()).context("umount")
 }
 
+/// Processes that read, write and touch an allocation unit of the file until they are killed.
+pub fn hammer(path: &str) -> Result<Vec<Probe>> {
+    let mut users = Vec::new();
+    for what in ["read", "write", "fault"] {
+        let mut probe = Probe::start()?;
+        expect_value(probe.map(path, AU, Kind::SharedWrite)?)?;
+        probe.hammer(what)?;
+        users.push(probe);
+    }
+    Ok(users)
+}
+
+pub fn expect_unharmed(users: &[Probe]) -> Result<()> {
+    for probe in users {
+        ensure!(
+            !"ZX".contains(state_of(pid(probe)?)),
+            "a process under load has ended"
+        );
+    }
+    Ok(())
+}
+
 /// Whether it dies or hangs: reads, writes and faults go on, and unmounting is as ever.
 fn server_killed_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     for hangs in [true, false] {
         let ready = ready(guest)?;
         let mut fs = mount(&ready, NEVER)?;
-        let mut users = Vec::new();
-        for what in ["read", "write", "fault"] {
-            let mut probe = Probe::start()?;
-            expect_value(probe.map(&fs.path("file"), AU, Kind::SharedWrite)?)?;
-            probe.hammer(what)?;
-            users.push(probe);
-        }
+        let users = hammer(&fs.path("file"))?;
         let mut idle = Probe::start()?;
         expect_value(idle.map(&fs.path("file"), AU, Kind::SharedWrite)?)?;
         match hangs {
@@ -267,12 +280,7 @@ fn server_killed_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()>
             ensure_eq!(idle.set(at, 9)?, Reply::Value(0), "a store at {at:#x}");
         }
         ensure_eq!(idle.pread(0, AU)?, Reply::Value(AU), "a read");
-        for probe in &users {
-            ensure!(
-                !"ZX".contains(state_of(pid(probe)?)),
-                "a process under load ended with the server"
-            );
-        }
+        expect_unharmed(&users)?;
         drop((users, idle));
         fs.umount(UnmountFlags::empty()).context("umount")?;
         drop(fs);
@@ -302,102 +310,4 @@ fn removal_with_a_hung_server(guest: &Guest, _channel: &mut Channel) -> Result<(
     drop(fs);
     module::rmmod("famfs").context("rmmod")?;
     guest.devices[0].bind(Driver::Fsdev)
-}
-
-/// `umount -f` ends the connection and then finds the mount busy; the mapping is worth what it was. `umount -l` lets
-/// everything go on until the last user.
-fn umounts_of_a_mapped_file(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let fmap = one_extent();
-    let ready = ready(guest)?;
-    let mut fs = ready.one_file("file", &fmap)?;
-    let mapping = Mapping::new(&fs.open("file")?, 0, fmap.size as usize, Kind::SharedRead)?;
-    mapping.byte(0);
-    let busy = Err(Errno::BUSY);
-    ensure_eq!(fs.umount_with(UnmountFlags::FORCE), busy, "umount -f");
-    ensure_eq!(
-        fs.open_errno("file"),
-        libc::ENOTCONN,
-        "errno of an open after umount -f"
-    );
-    let whole = || {
-        mapping
-            .drop_entries(0, mapping.len())
-            .map(|()| mapping.read(0, mapping.len()))
-    };
-    ensure!(
-        whole()? == pattern(0, fmap.size as usize),
-        "the mapping shows other bytes after umount -f"
-    );
-    ensure_eq!(
-        fs.umount_with(UnmountFlags::FORCE | UnmountFlags::DETACH),
-        Ok(()),
-        "umount -f -l"
-    );
-    ensure!(
-        whole()? == pattern(0, fmap.size as usize),
-        "the mapping shows other bytes after umount -l"
-    );
-    ensure_eq!(
-        module::rmmod("famfs"),
-        Err(Errno::WOULDBLOCK),
-        "rmmod with a mapping left"
-    );
-    drop(mapping);
-    module::rmmod("famfs").context("rmmod after the last mapping")
-}
-
-/// What another mount holds is refused, and the kernel's log says what, and what to do; afterwards it can be had.
-fn device_of_another_mount(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let fmap = one_extent();
-    let ready = ready(guest)?;
-    let mut first = ready.one_file("file", &fmap)?;
-    drop(first.open("file")?);
-    let mut log = module::KernelLog::open()?;
-    let second = TestFs::mount(ready.serve(vec![ServedFile::new("file", &fmap)]))?;
-    ensure_eq!(
-        second.open_errno("file"),
-        libc::EBUSY,
-        "errno of an open that needs the device"
-    );
-    let lines = log.new_lines();
-    let words = format!(
-        "daxdev 0, name {:?}: in use by another mount or file system, unmount that first",
-        ready.paths[0]
-    );
-    ensure!(
-        lines.iter().any(|line| line.contains(&words)),
-        "no line with {words:?} in the log: {lines:?}"
-    );
-    drop(first.open("file").context("the holder's file")?);
-    first.umount()?;
-    drop(second.open("file").context("after the holder's umount")?);
-    expect_state(&second, 0, "ok")
-}
-
-/// A mount that was copied into another namespace lives on there, with its device and its module.
-fn namespace_outlives_the_mount(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let fmap = Fmap::simple(AU, &[extent(0, 16 * AU, AU)]);
-    let ready = ready(guest)?;
-    let mut fs = ready.one_file("file", &fmap)?;
-    drop(fs.open("file")?);
-    let mut apart = Probe::start_apart()?;
-    // It has left this namespace when it answers.
-    let missing = apart.map("/no-such-file", 1, Kind::SharedRead)?;
-    ensure_eq!(missing, Reply::Errno(libc::ENOENT), "the probe");
-    let path = fs.path("file");
-    fs.umount().context("umount in this namespace")?;
-    let busy = Err(Errno::WOULDBLOCK);
-    ensure_eq!(module::rmmod("famfs"), busy, "rmmod after the umount");
-    let second = TestFs::mount(ready.serve(vec![ServedFile::new("file", &fmap)]))?;
-    ensure_eq!(second.open_errno("file"), libc::EBUSY, "the device");
-    expect_value(apart.map(&path, AU, Kind::SharedRead)?).context("an open over there")?;
-    let first = u64::from(pattern(0, 1)[0]);
-    ensure_eq!(apart.get(0)?, Reply::Value(first), "first byte over there");
-    drop(apart);
-    // The last namespace is taken apart behind the back of who leaves it.
-    while second.open_errno("file") == libc::EBUSY {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    drop(second.open("file").context("after the namespace's end")?);
-    Ok(())
 }
