@@ -61,7 +61,7 @@ help:
 	@echo '  make test-debug  KUnit, the guests'"'"' tests and the demo on a kernel with all checkers'
 	@echo '  make soak        MINUTES=20 of everything that can happen to a mount, there, from SEED='
 	@echo '  make bench       what faults, reads and opens cost, in instructions: docs/performance.md'
-	@echo '  make bench-host  what 10,000 files cost user space, in time and memory'
+	@echo '  make bench-host  what 10,000 files and a look into a map cost user space, in time and memory'
 	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
 	@echo '  make -s where    NAME=path of each thing that is built'
 	@echo '  make install     famfs, its links, man pages, completions, systemd unit (PREFIX, DESTDIR), and'
@@ -142,9 +142,10 @@ bench:
 bench-vm: modules userspace
 	@$(harness) bench --out $(CURDIR)/docs --commit "$$(git -C $(CURDIR) describe --always --dirty)"
 
-# User space's part of a file system with 10,000 files.
+# User space's part of a file system with 10,000 files; the resolver.
 bench-host: packages
 	@$(call cargo,userspace) test --release --quiet --package famfs --bin famfs ten_thousand -- --ignored --nocapture
+	@$(call cargo,userspace) bench --quiet --package famfs-fmap
 
 lint: kernel
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/lint.sh
