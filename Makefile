@@ -31,7 +31,7 @@ outputs := KDIR BZIMAGE BZIMAGE_STOCK SYSTEM_MAP KO KUNIT_KO FAMFS INITRD
 # Targets and flags that the caller's environment may set would move the outputs.
 unexport CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET RUSTFLAGS
 # Not for `test`, which runs make again: there they would look like the user's own.
-$(foreach name,$(outputs),$(eval initrd demo shell lint test-vm soak-vm bench-vm: export $(name) := $($(name))))
+$(foreach name,$(outputs),$(eval initrd demo shell lint test-vm soak-vm bench-vm profile-vm: export $(name) := $($(name))))
 
 # .cargo/config.toml is found from the working directory, hence cd. An old cargo
 # may precede a usable one on PATH; which is known only after `packages`.
@@ -39,8 +39,8 @@ cargo = export PATH="$$(scripts/host-packages.sh path)" && cd $(1) && cargo
 harness = $(call cargo,qemu) run --release --quiet --
 
 .PHONY: help all packages kernel fusedax-check modules userspace harness initrd demo shell \
-	test test-host test-fuzz test-vm test-debug soak soak-vm bench bench-vm bench-host fuzz lint where \
-	install install-module tools clean distclean
+	test test-host test-fuzz test-vm test-debug soak soak-vm bench bench-vm bench-host profile profile-vm \
+	fuzz lint where install install-module tools clean distclean
 
 help:
 	@echo 'famfs-rs: shared memory as files'
@@ -61,6 +61,7 @@ help:
 	@echo '  make test-debug  KUnit, the guests'"'"' tests and the demo on a kernel with all checkers'
 	@echo '  make soak        MINUTES=20 of everything that can happen to a mount, there, from SEED='
 	@echo '  make bench       what faults, reads and opens cost, in instructions: docs/performance.md'
+	@echo '  make profile ROW="SUBJECT: OPERATION"   the functions that a row of it is made of'
 	@echo '  make bench-host  what 10,000 files and a look into a map cost user space, in time and memory'
 	@echo '  make lint        rustfmt, clippy, checkpatch, shellcheck, house rules'
 	@echo '  make -s where    NAME=path of each thing that is built'
@@ -141,6 +142,12 @@ bench:
 
 bench-vm: modules userspace
 	@$(harness) bench --out $(CURDIR)/docs --commit "$$(git -C $(CURDIR) describe --always --dirty)"
+
+profile:
+	@$(MAKE) --no-print-directory VARIANT=bench profile-vm
+
+profile-vm: modules userspace
+	@$(harness) profile '$(ROW)'
 
 # User space's part of a file system with 10,000 files; the resolver.
 bench-host: packages

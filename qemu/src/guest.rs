@@ -3,11 +3,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
-use std::process::Child;
+use std::process::{Child, ChildStderr};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 
 use crate::console::Console;
 use crate::ktap::{self, Event, Outcome, TestResult};
@@ -42,24 +42,58 @@ impl Drop for Reaper {
 
 /// Boots the machine and hands every event to `on_event` until the guest is gone. A test during which the kernel
 /// reported a defect has failed.
-pub fn run(machine: &Machine, limits: Limits, mut on_event: impl FnMut(&Event)) -> Result<Ending> {
+pub fn run(machine: &Machine, limits: Limits, on_event: impl FnMut(&Event)) -> Result<Ending> {
+    run_logged(machine, limits, None, on_event)
+}
+
+/// Reads what QEMU logs, to its end.
+pub type LogReader = Box<dyn FnOnce(ChildStderr) + Send>;
+
+/// As [`run`], for a guest that has no tests: fails with what the guest and the kernel say is wrong.
+pub fn run_to_success(
+    machine: &Machine,
+    limits: Limits,
+    log: Option<LogReader>,
+    mut on_event: impl FnMut(&Event),
+) -> Result<()> {
+    let mut reasons = Vec::new();
+    let ending = run_logged(machine, limits, log, |event| match event {
+        Event::Why(text) => reasons.push(text.clone()),
+        event => on_event(event),
+    })?;
+    reasons.extend(ending.faults);
+    ensure!(
+        reasons.is_empty(),
+        "{}\nconsole log: {}",
+        reasons.join("\n"),
+        ending.console.display()
+    );
+    Ok(())
+}
+
+fn run_logged(
+    machine: &Machine,
+    limits: Limits,
+    log: Option<LogReader>,
+    mut on_event: impl FnMut(&Event),
+) -> Result<Ending> {
     let mut console = Console::new(machine.console.clone());
     // A log from before would be taken for this run's.
     let _ = std::fs::remove_file(&console.path);
     let socket = machine.qmp_socket();
     let mut qmp = Qmp::new(&socket);
     let ask = |command: &str| qmp.execute(command);
-    let mut faults = follow(
-        machine.start(Some(&socket))?,
-        limits,
-        ask,
-        |event| match event {
-            Event::Result(result) if result.depth == 0 => {
-                judge(result, console.new_defects(), &mut on_event);
-            }
-            event => on_event(event),
-        },
-    )?;
+    let mut child = machine.start(Some(&socket))?;
+    if let Some(log) = log {
+        let stderr = child.stderr.take().context("QEMU without a log")?;
+        std::thread::spawn(move || log(stderr));
+    }
+    let mut faults = follow(child, limits, ask, |event| match event {
+        Event::Result(result) if result.depth == 0 => {
+            judge(result, console.new_defects(), &mut on_event);
+        }
+        event => on_event(event),
+    })?;
     faults.extend(console.last_defects());
     Ok(Ending {
         faults,

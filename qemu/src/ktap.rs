@@ -19,8 +19,14 @@ pub enum Event {
     KillPeer,
     /// A command for QEMU, which the guest waits for.
     Qmp(String),
-    /// A figure: subject, operation, number of instructions.
+    /// A figure: subject, operation, number.
     Row(String, String, u64),
+    /// Address of the function that reads the clock.
+    Clock(u64),
+    /// Address and name of a function of the kernel.
+    Symbol(u64, String),
+    /// The row before was measured this often while QEMU logged what was executed.
+    Traced(usize),
     Done,
     /// Versions, blank lines, other comments.
     Other,
@@ -80,6 +86,12 @@ fn parse_comment(comment: &str) -> Event {
         Event::Qmp(text(rest))
     } else if let Some(row) = comment.strip_prefix("row: ").and_then(parse_row) {
         row
+    } else if let Some(address) = comment.strip_prefix("clock: ").and_then(parse_hex) {
+        Event::Clock(address)
+    } else if let Some(symbol) = comment.strip_prefix("symbol: ").and_then(parse_symbol) {
+        Event::Symbol(symbol.0, symbol.1)
+    } else if let Some(count) = comment.strip_prefix("traced: ") {
+        count.parse().map_or(Event::Other, Event::Traced)
     } else if let Some(rest) = comment.strip_prefix("Subtest: ") {
         Event::Suite(text(rest))
     } else {
@@ -92,6 +104,18 @@ fn parse_row(text: &str) -> Option<Event> {
     let (subject, operation) = (fields.next()?, fields.next()?);
     let number = fields.next()?.parse().ok()?;
     Some(Event::Row(subject.to_owned(), operation.to_owned(), number))
+}
+
+fn parse_hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text, 16).ok()
+}
+
+/// A function's address and name, from a line of System.map or /proc/kallsyms; None for data.
+pub fn parse_symbol(line: &str) -> Option<(u64, String)> {
+    let mut words = line.split_ascii_whitespace();
+    let address = parse_hex(words.next()?)?;
+    let is_code = matches!(words.next()?, "t" | "T" | "w" | "W");
+    is_code.then_some((address, words.next()?.to_owned()))
 }
 
 fn parse_result(body: &str, depth: usize) -> Option<TestResult> {
@@ -165,6 +189,13 @@ mod tests {
                 Event::Row("famfs, 1 extent".into(), "pread 64 B".into(), 1320),
             ),
             ("# row: famfs\tpread", Event::Other),
+            ("# clock: 401f00", Event::Clock(0x401f00)),
+            (
+                "# symbol: ffffffffc0000010 t begin",
+                Event::Symbol(0xffff_ffff_c000_0010, "begin".into()),
+            ),
+            ("# symbol: ffffffffc0000010 d data", Event::Other),
+            ("# traced: 31", Event::Traced(31)),
             ("    # Subtest: x", Event::Suite("x".into())),
             ("# x: pass:1 fail:0", Event::Other),
             ("", Event::Other),

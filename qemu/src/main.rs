@@ -2,11 +2,15 @@
 //! Builds guest images, boots them in QEMU, collects what they report.
 
 mod bench;
+mod budget;
+mod c_series;
 mod console;
 mod guest;
 mod image;
 mod ktap;
 mod pair;
+mod plot;
+mod profile;
 mod qemu;
 mod qmp;
 mod report;
@@ -14,6 +18,7 @@ mod run;
 mod tally;
 mod tools;
 mod topology;
+mod trace;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -81,6 +86,18 @@ enum Verb {
         /// What is measured, as `git describe` puts it
         #[arg(long)]
         commit: String,
+        /// Where the kernel's functions are
+        #[arg(long, env = "SYSTEM_MAP")]
+        system_map: PathBuf,
+    },
+    /// Tell which functions the instructions of rows of the bench are in
+    Profile {
+        /// "SUBJECT: OPERATION", as in the tables of docs/performance.md
+        #[arg(required = true)]
+        rows: Vec<String>,
+        /// Where the kernel's functions are
+        #[arg(long, env = "SYSTEM_MAP")]
+        system_map: PathBuf,
     },
     /// Run the KUnit and VM tests
     Test {
@@ -133,7 +150,16 @@ fn run_verb(cli: Cli) -> Result<()> {
     };
     match cli.verb {
         Verb::Initrd => println!("{}", Images::new(parts).get(&tools::KIT)?.display()),
-        Verb::Bench { out, commit } => bench::run(&booter()?, &out, &commit)?,
+        Verb::Bench {
+            out,
+            commit,
+            system_map,
+        } => bench::run(&booter()?, &system_map, &out, &commit)?,
+        Verb::Profile { rows, system_map } => {
+            let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
+            let profiles = profile::run(&booter()?, &system_map, &rows)?;
+            println!("{}", profile::table(&profiles, true));
+        }
         Verb::Demo { topology } => run::demo(&booter()?, topology)?,
         Verb::Shell { topology } => run::shell(&booter()?, topology)?,
         Verb::Test { only, seed, debug } => {

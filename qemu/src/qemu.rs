@@ -12,6 +12,35 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The first QEMU with volatile CXL memory.
 const OLDEST: (u32, u32) = (8, 1);
 
+/// How a guest's CPUs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cpus {
+    /// Two, taking turns: with more than one thread, patched code can race with a stale translation (int3 Oops at boot).
+    Two,
+    /// One, whose time is the number of instructions. Nothing random and no time of day: two boots do the same.
+    Counting,
+}
+
+impl Cpus {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Two => &["-accel", "tcg,thread=single", "-smp", "2", "-cpu", "max"],
+            Self::Counting => &[
+                "-accel",
+                "tcg,thread=single",
+                "-smp",
+                "1",
+                "-icount",
+                "shift=0,sleep=off",
+                "-cpu",
+                "max,rdrand=off,rdseed=off",
+                "-rtc",
+                "base=2026-01-01,clock=vm",
+            ],
+        }
+    }
+}
+
 /// One guest to be started.
 #[derive(Debug)]
 pub struct Machine<'a> {
@@ -22,6 +51,7 @@ pub struct Machine<'a> {
     pub plan: Vec<String>,
     /// Where the kernel's log goes.
     pub console: PathBuf,
+    pub cpus: Cpus,
     /// For the debug tier's kernel.
     pub debug: bool,
     /// A file that is this guest's NVDIMM, and another's.
@@ -78,19 +108,8 @@ impl Machine<'_> {
 
     fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
-        // With more than one thread, patched code can race with a stale translation (int3 Oops at boot).
-        command.args([
-            "-accel",
-            "tcg,thread=single",
-            "-smp",
-            "2",
-            "-cpu",
-            "max",
-            "-nodefaults",
-            "-no-reboot",
-            "-display",
-            "none",
-        ]);
+        command.args(self.cpus.arguments());
+        command.args(["-nodefaults", "-no-reboot", "-display", "none"]);
         command.args(self.topology.qemu);
         if let Some(path) = &self.nvdimm {
             let size = topology::SHARED_BYTES;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The figures of `make bench` as tables, as JSON and as a plot.
+//! The figures of `make bench` as tables and as JSON.
 
 use std::fmt::Write;
 use std::fs;
@@ -9,77 +9,17 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use crate::bench::{find, Row};
+use crate::budget;
+use crate::c_series::{C_BEGIN, C_SERIES};
+use crate::plot::plot;
 
 /// What stands in docs/performance.md between these lines is made here.
 const BEGIN: &str = "<!-- figures: written by make bench -->\n";
 const END: &str = "<!-- end of the figures -->\n";
 
-/// What the C series (V9/V10) cost on Linux 7.2.13, measured in the same way on a kernel of the same configuration.
-const C_SERIES: [(&str, &[(&str, u64)]); 3] = [
-    (
-        "C series, 1 extent",
-        &[
-            ("2 MiB fault, cold read", 7782),
-            ("2 MiB fault, warm read", 4399),
-            ("2 MiB fault, cold write", 7960),
-            ("2 MiB fault, warm write", 4577),
-            ("2 MiB fault, upgrade", 4297),
-            ("4 KiB fault, cold read", 4452),
-            ("4 KiB fault, warm read", 4373),
-            ("4 KiB fault, cold write", 3965),
-            ("4 KiB fault, warm write", 3696),
-            ("pread 64 B", 1372),
-            ("pread 4 KiB", 5404),
-            ("pwrite 64 B", 1367),
-            ("pwrite 4 KiB", 2690),
-            ("open, first of the mount", 78383),
-            ("open, first of the file", 42138),
-            ("open and close, cached", 19539),
-        ],
-    ),
-    (
-        "C series, 32 extents",
-        &[
-            ("2 MiB fault, cold read", 7917),
-            ("2 MiB fault, warm read", 4543),
-            ("2 MiB fault, cold write", 8104),
-            ("2 MiB fault, warm write", 4721),
-            ("2 MiB fault, upgrade", 4454),
-            ("pread 64 B", 1516),
-            ("pread 4 KiB", 5548),
-            ("pwrite 64 B", 1511),
-            ("pwrite 4 KiB", 2834),
-        ],
-    ),
-    (
-        "C series, 4 strips",
-        &[
-            ("2 MiB fault, cold read", 7828),
-            ("2 MiB fault, warm read", 4445),
-            ("2 MiB fault, cold write", 8006),
-            ("2 MiB fault, warm write", 4623),
-            ("2 MiB fault, upgrade", 4343),
-            ("4 KiB fault, cold read", 4498),
-            ("4 KiB fault, warm read", 4419),
-            ("4 KiB fault, cold write", 4011),
-            ("4 KiB fault, warm write", 3742),
-            ("pread 64 B", 1418),
-            ("pread 4 KiB", 5450),
-            ("pwrite 64 B", 1413),
-            ("pwrite 4 KiB", 2736),
-        ],
-    ),
-];
-
-/// iomap_begin of the C series, by what the rows here call it.
-const C_BEGIN: [(&str, u64); 2] = [
-    ("one extent", 85),
-    ("interleaved, 4 strips, daxdevs: 1", 131),
-];
-
 /// Whom the first subject is compared with.
-const SUBJECT: &str = "famfs, 1 extent";
-const PEERS: [&str; 4] = [
+pub const SUBJECT: &str = "famfs, 1 extent";
+pub const PEERS: [&str; 4] = [
     "device-dax",
     "ext4 -o dax",
     "xfs -o dax",
@@ -87,12 +27,13 @@ const PEERS: [&str; 4] = [
 ];
 
 /// Title, and how the names of its operations begin.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Faults at a stride of 2 MiB", &["2 MiB fault"]),
     ("Faults at a stride of 4 KiB", &["4 KiB"]),
     ("Reads and writes", &["pread", "pwrite"]),
-    ("Opens", &["open", "stat"]),
+    ("Opens, attributes, listings", &["open", "stat", "getdents"]),
     ("Whole mappings", &["mmap", "MADV"]),
+    ("Requests and memory", &["FUSE", "bytes"]),
 ];
 
 /// All figures, and the ratios to the peers, in Markdown.
@@ -112,16 +53,15 @@ pub fn tables(rows: &[Row]) -> String {
         group_table(&mut text, title, &group);
     }
     ratio_table(&mut text, &all);
+    budget::table(&mut text, &all);
     text
 }
 
-fn c_series() -> impl Iterator<Item = Row> {
+pub fn c_series() -> impl Iterator<Item = Row> {
     C_SERIES.iter().flat_map(|(subject, figures)| {
-        figures.iter().map(|(operation, instructions)| Row {
-            subject: (*subject).to_owned(),
-            operation: (*operation).to_owned(),
-            instructions: *instructions,
-        })
+        figures
+            .iter()
+            .map(|(operation, figure)| Row::new(subject, operation, *figure))
     })
 }
 
@@ -132,7 +72,7 @@ fn begin_table(text: &mut String, rows: &[Row]) {
     for row in rows.iter().filter(|row| row.operation == "iomap_begin") {
         let before = C_BEGIN.iter().find(|(subject, _)| *subject == row.subject);
         let before = before.map_or("-".to_owned(), |(_, figure)| thousands(*figure));
-        let figure = thousands(row.instructions);
+        let figure = thousands(row.figure);
         let _ = writeln!(text, "| {} | {figure} | {before} |", row.subject);
     }
 }
@@ -159,7 +99,7 @@ fn group_table(text: &mut String, title: &str, rows: &[&Row]) {
             let figure = rows
                 .iter()
                 .find(|row| row.subject == *subject && row.operation == **operation);
-            let figure = figure.map_or("-".to_owned(), |row| thousands(row.instructions));
+            let figure = figure.map_or("-".to_owned(), |row| thousands(row.figure));
             let _ = write!(text, " {figure} |");
         }
         text.push('\n');
@@ -178,7 +118,7 @@ fn ratio_table(text: &mut String, all: &[Row]) {
     for row in all.iter().filter(|row| row.subject == SUBJECT) {
         let ratios = PEERS.map(|peer| {
             let peer = find(all, peer, &row.operation).filter(|figure| *figure > 0);
-            peer.map(|figure| row.instructions as f64 / figure as f64)
+            peer.map(|figure| row.figure as f64 / figure as f64)
         });
         if ratios.iter().all(Option::is_none) {
             continue;
@@ -192,7 +132,7 @@ fn ratio_table(text: &mut String, all: &[Row]) {
     }
 }
 
-fn thousands(number: u64) -> String {
+pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -204,11 +144,19 @@ fn thousands(number: u64) -> String {
     text
 }
 
-/// Writes performance.json and performance.svg to the folder, and the tables into performance.md there.
-pub fn write(folder: &Path, commit: &str, rows: &[Row], tables: &str) -> Result<()> {
+/// Writes performance.json and performance.svg to the folder, and the tables and `profiles` into performance.md there.
+pub fn write(
+    folder: &Path,
+    commit: &str,
+    rows: &[Row],
+    tables: &str,
+    profiles: &str,
+) -> Result<()> {
     let figures: Vec<_> = rows
         .iter()
-        .map(|row| json!({"subject": row.subject, "operation": row.operation, "instructions": row.instructions}))
+        .map(
+            |row| json!({"subject": row.subject, "operation": row.operation, "figure": row.figure}),
+        )
         .collect();
     let all = json!({"commit": commit, "figures": figures});
     put(folder, "performance.json", &format!("{all:#}\n"))?;
@@ -221,7 +169,7 @@ pub fn write(folder: &Path, commit: &str, rows: &[Row], tables: &str) -> Result<
     let (_, after) = rest
         .split_once(END)
         .with_context(|| format!("{}: no line {END:?}", path.display()))?;
-    let text = format!("{before}{BEGIN}\nMeasured commit: {commit}\n\n{tables}\n{END}{after}");
+    let text = format!("{before}{BEGIN}\nMeasured commit: {commit}\n\n{tables}\n### Where the instructions are\n\n{profiles}\n{END}{after}");
     put(folder, "performance.md", &text)
 }
 
@@ -230,79 +178,16 @@ fn put(folder: &Path, name: &str, text: &str) -> Result<()> {
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Horizontal bars: some operations, for the subject and its peers.
-fn plot(rows: &[Row]) -> String {
-    const OPERATIONS: [&str; 6] = [
-        "2 MiB fault, cold read",
-        "2 MiB fault, warm read",
-        "4 KiB fault, warm read",
-        "pread 64 B",
-        "pwrite 4 KiB",
-        "open and close, cached",
-    ];
-    const COLORS: [&str; 5] = ["#b7410e", "#4878a8", "#6a9f58", "#967bb6", "#888888"];
-    const BAR: usize = 14;
-
-    let all: Vec<Row> = rows.iter().cloned().chain(c_series()).collect();
-    let subjects: Vec<&str> = [SUBJECT].into_iter().chain(PEERS).collect();
-    let shown = |operation: &&str| {
-        subjects
-            .iter()
-            .filter_map(|subject| find(&all, subject, operation))
-            .max()
-    };
-    let scale = OPERATIONS.iter().filter_map(shown).max().unwrap_or(1) as f64 / 560.0;
-    let (mut body, mut y) = (String::new(), 30);
-    for operation in OPERATIONS {
-        let _ = writeln!(
-            body,
-            "<text x=\"10\" y=\"{y}\" font-weight=\"bold\">{operation}</text>"
-        );
-        y += 6;
-        for (subject, color) in subjects.iter().zip(COLORS) {
-            let Some(figure) = find(&all, subject, operation) else {
-                continue;
-            };
-            let width = figure as f64 / scale;
-            let (middle, end) = (y + BAR - 3, width + 156.0);
-            let _ = writeln!(
-                body,
-                "<text x=\"140\" y=\"{middle}\" text-anchor=\"end\">{subject}</text>\
-                 <rect x=\"150\" y=\"{y}\" width=\"{width:.1}\" height=\"{}\" fill=\"{color}\"/>\
-                 <text x=\"{end:.1}\" y=\"{middle}\">{}</text>",
-                BAR - 2,
-                thousands(figure)
-            );
-            y += BAR;
-        }
-        y += 24;
-    }
-    format!(
-        "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
-         <svg xmlns=\"http://www.w3.org/2000/svg\" width=\"800\" height=\"{y}\" font-family=\"sans-serif\" font-size=\"11\">\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
-         <text x=\"10\" y=\"14\">Instructions of one operation, user to user</text>\n{body}</svg>\n"
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn row(subject: &str, operation: &str, instructions: u64) -> Row {
-        Row {
-            subject: subject.into(),
-            operation: operation.into(),
-            instructions,
-        }
-    }
-
     #[test]
     fn tables_hold_every_figure_and_the_ratios() {
         let rows = [
-            row("one extent", "iomap_begin", 48),
-            row(SUBJECT, "pread 64 B", 1029),
-            row("device-dax", "mmap and munmap of 192 MiB", 1234567),
+            Row::new("one extent", "iomap_begin", 48),
+            Row::new(SUBJECT, "pread 64 B", 1029),
+            Row::new("device-dax", "mmap and munmap of 1 GiB", 1234567),
         ];
         let text = tables(&rows);
         assert!(text.contains("| one extent | 48 | 85 |"));

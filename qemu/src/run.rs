@@ -5,12 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 
 use crate::guest::{self, Limits};
 use crate::ktap::Event;
 use crate::pair::{self, SharedMemory};
-use crate::qemu::Machine;
+use crate::qemu::{Cpus, Machine};
 use crate::tally::Tally;
 use crate::topology::{self, Topology};
 use crate::Images;
@@ -56,6 +56,7 @@ impl Booter<'_> {
             initrd: self.images.get(topology.kit)?,
             plan,
             console,
+            cpus: Cpus::Two,
             debug: false,
             nvdimm: None,
         })
@@ -288,20 +289,12 @@ pub fn demo(booter: &Booter, topology: &Topology) -> Result<()> {
         "Booting the patched kernel in QEMU, topology {} ...",
         topology.name
     );
-    let mut reasons = Vec::new();
-    let ending = guest::run(&machine, LIMITS, |event| match event {
-        Event::Say(text) => println!("{text}"),
-        Event::Why(text) => reasons.push(text.clone()),
-        _ => (),
-    })?;
-    reasons.extend(ending.faults);
-    if !reasons.is_empty() {
-        bail!(
-            "the demo went wrong: {}\nconsole log: {}",
-            reasons.join("\n"),
-            ending.console.display()
-        );
-    }
+    guest::run_to_success(&machine, LIMITS, None, |event| {
+        if let Event::Say(text) = event {
+            println!("{text}");
+        }
+    })
+    .context("the demo went wrong")?;
     println!("It all worked.");
     Ok(())
 }

@@ -94,8 +94,23 @@ impl Channel {
     }
 
     /// A figure of `make bench`.
-    pub fn row(&mut self, subject: &str, operation: &str, ticks: u64) {
-        self.comment("row", &format!("{subject}\t{operation}\t{ticks}"));
+    pub fn row(&mut self, subject: &str, operation: &str, figure: u64) {
+        self.comment("row", &format!("{subject}\t{operation}\t{figure}"));
+    }
+
+    /// Where the function is that reads the clock.
+    pub fn clock(&mut self, address: usize) {
+        self.comment("clock", &format!("{address:x}"));
+    }
+
+    /// A function of the kernel, as in /proc/kallsyms.
+    pub fn symbol(&mut self, line: &str) {
+        self.comment("symbol", line);
+    }
+
+    /// The row before was measured, and logged, this often, and the functions of the module were those just told.
+    pub fn traced(&mut self, samples: usize) {
+        self.comment("traced", &samples.to_string());
     }
 
     /// The last line of a guest that went through its whole plan.

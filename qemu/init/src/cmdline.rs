@@ -41,6 +41,8 @@ pub struct Plan {
     pub seed: u64,
     /// How long the soak takes.
     pub soak: Duration,
+    /// Rows of the bench that are to be traced; empty for all rows without that.
+    pub rows: Vec<String>,
 }
 
 impl Plan {
@@ -94,6 +96,9 @@ impl Plan {
                     .parse()
                     .context("famfs.soak")?,
             ),
+            rows: value("famfs.rows")
+                .map(|rows| rows.split(';').map(|row| row.replace('_', " ")).collect())
+                .unwrap_or_default(),
         })
     }
 }
@@ -105,7 +110,7 @@ mod tests {
     #[test]
     fn reads_a_plan() {
         let plan = Plan::parse(
-            "console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x\n",
+            "console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x famfs.rows=a,_b:_c;d\n",
         )
         .unwrap();
         assert_eq!((plan.mode, plan.memory), (Mode::Test, Memory::Pmem(2)));
@@ -113,6 +118,7 @@ mod tests {
             (plan.scenarios, plan.only),
             (vec!["a".into(), "b".into()], "x".into())
         );
+        assert_eq!(plan.rows, ["a, b: c", "d"]);
     }
 
     #[test]

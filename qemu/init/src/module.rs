@@ -43,6 +43,14 @@ pub fn ensure_famfs() -> Result<()> {
     insmod(FAMFS)?.context("insmod famfs.ko")
 }
 
+/// Loads famfs.ko afresh, with these parameters.
+pub fn reload_famfs(parameters: &CStr) -> Result<()> {
+    if is_loaded("famfs") {
+        rmmod("famfs").context("rmmod famfs")?;
+    }
+    insmod_with(FAMFS, parameters)?.context("insmod famfs.ko")
+}
+
 /// The kernel's messages from now on.
 pub struct KernelLog(File);
 

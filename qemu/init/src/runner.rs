@@ -58,7 +58,7 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
     };
     match plan.mode {
         Mode::Shell => shell::run(&guest),
-        Mode::Bench => bench::run(channel, &guest),
+        Mode::Bench => bench::run(channel, &guest, &plan.rows),
         _ => run_tests(channel, &plan, &guest),
     }
 }

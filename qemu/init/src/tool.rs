@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The famfs binary, as a user runs it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{ensure, Context, Result};
+use famfs_media::{entry_offset, path_bytes, Body, Entry, Extent, FileEntry, LogHeader, RawMap};
 use rustix::process::{kill_process, Pid, Signal};
 use rustix::thread::{
     capabilities, remove_capability_from_bounding_set, set_capabilities, CapabilitySet,
@@ -94,6 +95,46 @@ pub fn getmap(path: &str) -> Result<Vec<(u64, u64, u64)>> {
             ))
         })
         .collect()
+}
+
+/// Adds files with these names, sizes and extents to the log of a mount, as another tool could: ours gives each file one
+/// extent, and fills it. The server is not told.
+pub fn append_to_log(
+    mountpoint: &str,
+    files: impl IntoIterator<Item = (String, u64, Vec<Extent>)>,
+) -> Result<()> {
+    let log = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("{mountpoint}/.meta/.log"))?;
+    let mut header = [0; 48];
+    log.read_exact_at(&mut header, 0)?;
+    let header = LogHeader::decode(&header).context("log header")?;
+    let mut next = header.next_index;
+    for (name, size, extents) in files {
+        let body = Body::File(FileEntry {
+            size,
+            flags: FileEntry::ALL_HOSTS_RW,
+            uid: 0,
+            gid: 0,
+            mode: 0o644,
+            path: path_bytes(name.as_bytes()),
+            map: RawMap::Simple {
+                nextents: extents.len() as u32,
+                extents,
+            },
+        });
+        let offset = entry_offset(next).context("log entry")?;
+        log.write_all_at(&Entry { seqnum: next, body }.encode(), offset)?;
+        next += 1;
+    }
+    let after = LogHeader {
+        next_seqnum: next,
+        next_index: next,
+        ..header
+    };
+    log.write_all_at(&after.encode_counters(), LogHeader::COUNTERS_AT)?;
+    Ok(())
 }
 
 /// The process that serves the only famfs mount of this machine.

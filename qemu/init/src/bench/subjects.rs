@@ -1,58 +1,62 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is measured: famfs with maps of several shapes, and the other ways to map memory.
+//! What is measured, famfs and the other ways to map memory.
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use rustix::fs::{fallocate, FallocateFlags};
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
 
 use super::ops::{self, Target};
-use super::Rows;
-use crate::channel::Channel;
+use super::{famfs, kernel, Report};
 use crate::dax::{self, DaxDev, Driver};
-use crate::fmap::{extent, Extent, Fmap, AU};
-use crate::module;
+use crate::fmap::AU;
 use crate::runner::Guest;
-use crate::server::{Serve, ServedFile, TestFs};
-use crate::tool::{famfs, mkfs};
 
 /// Bytes of the files that have no reason to be larger.
-const SIZE: u64 = 256 << 20;
+pub const SIZE: u64 = 1088 << 20;
+/// Files that are opened, one after the other.
+pub const FILES: u64 = 32;
+/// Files that are listed.
+pub const MANY: usize = 10_000;
 /// The device for everything that is not famfs.
 const OTHER: usize = 3;
-const DIR: &str = "/mnt/bench";
+pub const DIR: &str = "/mnt/bench";
 
-pub fn run(channel: &mut Channel, guest: &Guest) -> Result<()> {
+pub fn run(report: &mut Report, guest: &Guest) -> Result<()> {
+    fs::create_dir_all(DIR)?;
+    if let [device] = guest.devices.as_slice() {
+        device.bind(Driver::Fsdev)?;
+        return famfs::all_maps(report, guest, &famfs::large_maps());
+    }
     let other = guest
         .devices
         .get(OTHER)
         .context("four dax devices are needed")?;
-    fs::create_dir_all(DIR)?;
-    device_dax(channel, other)?;
-    module::ensure_famfs()?;
+    kernel::iomap_begin(report)?;
+    device_dax(report, other)?;
     for device in &guest.devices {
         device.bind(Driver::Fsdev)?;
     }
-    for (name, fmap) in maps() {
-        one_map(channel, guest, name, &fmap)?;
-    }
-    opens(channel, other)?;
+    famfs::all_maps(report, guest, &famfs::maps())?;
+    famfs::tool_made(report, &guest.devices[0])?;
     for (name, program, args, options) in FILE_SYSTEMS {
         let disk = dax::make_pmem(OTHER)?;
         let args: Vec<&str> = args.iter().copied().chain([disk.as_str()]).collect();
         dax::run(program, &args)?;
-        other_dax(channel, name, &disk, options)?;
+        other_dax(report, name, &disk, options)?;
     }
-    memory(channel)
+    memory(report)
 }
 
 /// Memory without a device.
-fn memory(channel: &mut Channel) -> Result<()> {
+fn memory(report: &mut Report) -> Result<()> {
     let mut in_memory = |subject: &str, name: &str, options: &CStr, huge: bool, small: bool| {
-        channel.step(subject);
+        let Some(mut rows) = report.subject(subject) else {
+            return Ok(());
+        };
         mount(name, DIR, name, MountFlags::empty(), options)
             .with_context(|| format!("mount {name} with {options:?}"))?;
         let file = open(&format!("{DIR}/file"))?;
@@ -61,43 +65,52 @@ fn memory(channel: &mut Channel) -> Result<()> {
             file: &file,
             size: SIZE,
         };
-        let mut rows = Rows { channel, subject };
         if huge {
             ops::huge_faults(&mut rows, &target)?;
         }
         if small {
             ops::small_faults(&mut rows, &target)?;
             ops::read_write(&mut rows, &target)?;
+            make_many()?;
+            ops::list(&mut rows, &many(), MANY)?;
         }
-        ops::whole(&mut rows, &target)?;
+        ops::whole_file(&mut rows, &target)?;
         drop(file);
         unmount(DIR, UnmountFlags::empty()).context("unmount")
     };
     in_memory(
         "tmpfs huge=never",
         "tmpfs",
-        c"huge=never,size=300M",
+        c"huge=never,size=1200M",
         false,
         true,
     )?;
     in_memory(
         "tmpfs huge=always",
         "tmpfs",
-        c"huge=always,size=300M",
+        c"huge=always,size=1200M",
         true,
         false,
     )?;
-    fs::write("/proc/sys/vm/nr_hugepages", "130")?;
+    let pages = SIZE / AU;
+    fs::write("/proc/sys/vm/nr_hugepages", pages.to_string())?;
+    let got = fs::read_to_string("/proc/sys/vm/nr_hugepages")?;
+    ensure!(
+        got.trim() == pages.to_string(),
+        "{} huge pages instead of {pages}",
+        got.trim()
+    );
     in_memory("hugetlbfs", "hugetlbfs", c"pagesize=2M", true, false)?;
     fs::write("/proc/sys/vm/nr_hugepages", "0")?;
-    channel.step("anonymous");
     for (subject, huge) in [("anonymous", false), ("anonymous, THP", true)] {
-        ops::anonymous(&mut Rows { channel, subject }, huge)?;
+        if let Some(mut rows) = report.subject(subject) {
+            ops::anonymous(&mut rows, huge)?;
+        }
     }
     Ok(())
 }
 
-fn open(path: &str) -> Result<File> {
+pub fn open(path: &str) -> Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -130,119 +143,45 @@ const FILE_SYSTEMS: [(&str, &str, &[&str], &str); 2] = [
     ),
 ];
 
-/// Maps of famfs, in the order of the table. Extents on the device are in the opposite order to that in the file, so
-/// that no two of them are one.
-fn maps() -> Vec<(&'static str, Fmap)> {
-    let reversed = |lens: &[u64]| {
-        let mut end: u64 = lens.iter().sum();
-        let mut place = |len: &u64| {
-            end -= len;
-            extent(0, end, *len)
-        };
-        let extents: Vec<Extent> = lens.iter().map(&mut place).collect();
-        Fmap::simple(lens.iter().sum(), &extents)
+fn device_dax(report: &mut Report, device: &DaxDev) -> Result<()> {
+    let Some(mut rows) = report.subject("device-dax") else {
+        return Ok(());
     };
-    let mixed = |n: usize, unit: u64| {
-        let lens: Vec<u64> = (0..n).map(|i| unit * (1 + i as u64 % 2)).collect();
-        reversed(&lens)
-    };
-    let striped = |daxdevs: u32| {
-        let strips: Vec<Extent> = (0..4)
-            .map(|i| extent(i % daxdevs, u64::from(i / daxdevs) * (SIZE / 4), SIZE / 4))
-            .collect();
-        Fmap::interleaved(SIZE, AU as u32, &strips)
-    };
-    vec![
-        (
-            "famfs, 1 extent",
-            Fmap::simple(1 << 30, &[extent(0, 0, 1 << 30)]),
-        ),
-        ("famfs, 32 uniform", reversed(&[SIZE / 32; 32])),
-        ("famfs, 4096 uniform", reversed(&[AU; 4096])),
-        ("famfs, 32 mixed", mixed(32, 2 * AU)),
-        ("famfs, 4096 mixed", mixed(4096, AU)),
-        ("famfs, 4 strips, 1 daxdev", striped(1)),
-        ("famfs, 4 strips, 2 daxdevs", striped(2)),
-        ("famfs, 4 strips, 4 daxdevs", striped(4)),
-    ]
-}
-
-fn one_map(channel: &mut Channel, guest: &Guest, name: &str, fmap: &Fmap) -> Result<()> {
-    channel.step(name);
-    let fs = TestFs::mount(Serve {
-        files: vec![ServedFile::new("file", fmap)],
-        ..Serve::default()
-    })?;
-    for (index, device) in guest.devices.iter().enumerate() {
-        let device = open(&device.path())?;
-        fs.push(&device, index as u64)?;
-    }
-    let target = Target {
-        file: &fs.open_rw("file")?,
-        size: fmap.size,
-    };
-    let mut rows = Rows {
-        channel,
-        subject: name,
-    };
-    file_rows(&mut rows, &target)
-}
-
-fn file_rows(rows: &mut Rows, target: &Target) -> Result<()> {
-    ops::huge_faults(rows, target)?;
-    ops::small_faults(rows, target)?;
-    ops::read_write(rows, target)?;
-    ops::whole(rows, target)
-}
-
-fn device_dax(channel: &mut Channel, device: &DaxDev) -> Result<()> {
-    channel.step("device-dax");
     device.bind(Driver::Devdax)?;
     let target = Target {
         file: &open(&device.path())?,
         size: device.size()? / AU * AU,
     };
-    let mut rows = Rows {
-        channel,
-        subject: "device-dax",
-    };
     ops::huge_faults(&mut rows, &target)?;
-    ops::whole(&mut rows, &target)
+    ops::whole_file(&mut rows, &target)
 }
 
-/// A file system of famfs's own server.
-fn opens(channel: &mut Channel, device: &DaxDev) -> Result<()> {
-    const FILES: u64 = 32;
+/// The folder with many files.
+pub fn many() -> String {
+    format!("{DIR}/many")
+}
 
-    channel.step("famfs, opens");
-    let path = |i| format!("{DIR}/file{i}");
-    mkfs(&["--force", &device.path()])?;
-    famfs(&["mount", &device.path(), DIR])?;
-    for i in 0..FILES {
-        famfs(&["creat", "-s", "2M", &path(i)])?;
+/// Makes it, with empty files.
+fn make_many() -> Result<()> {
+    fs::create_dir(many())?;
+    for i in 0..MANY {
+        File::create(format!("{}/file{i}", many()))?;
     }
-    let remount = || {
-        unmount(DIR, UnmountFlags::empty())?;
-        famfs(&["mount", &device.path(), DIR]).map(drop)
-    };
-    let mut rows = Rows {
-        channel,
-        subject: "famfs, 1 extent",
-    };
-    ops::open_close(&mut rows, remount, path, FILES)?;
-    unmount(DIR, UnmountFlags::empty())?;
     Ok(())
 }
 
 /// Another file system on `disk`, which has been made.
-fn other_dax(channel: &mut Channel, name: &str, disk: &str, options: &str) -> Result<()> {
-    const FILES: u64 = 32;
-
+fn other_dax(report: &mut Report, name: &str, disk: &str, options: &str) -> Result<()> {
     let subject = format!("{name} -o dax");
-    channel.step(&subject);
+    let Some(mut rows) = report.subject(&subject) else {
+        return Ok(());
+    };
     let options = CString::new(options)?;
-    mount(disk, DIR, name, MountFlags::empty(), options.as_c_str())
-        .with_context(|| format!("mount {name} on {disk}"))?;
+    let again = || {
+        mount(disk, DIR, name, MountFlags::empty(), options.as_c_str())
+            .with_context(|| format!("mount {name} on {disk}"))
+    };
+    again()?;
     let file = open(&format!("{DIR}/file"))?;
     fallocate(&file, FallocateFlags::empty(), 0, SIZE)?;
     // What is allocated but not written costs more at the first write.
@@ -253,28 +192,23 @@ fn other_dax(channel: &mut Channel, name: &str, disk: &str, options: &str) -> Re
     for i in 0..FILES {
         File::create(format!("{DIR}/file{i}"))?;
     }
+    make_many()?;
     drop(file);
     let remount = || {
         unmount(DIR, UnmountFlags::empty())?;
-        Ok(mount(
-            disk,
-            DIR,
-            name,
-            MountFlags::empty(),
-            options.as_c_str(),
-        )?)
-    };
-    let mut rows = Rows {
-        channel,
-        subject: &subject,
+        again()
     };
     ops::open_close(&mut rows, remount, |i| format!("{DIR}/file{i}"), FILES)?;
+    ops::list(&mut rows, &many(), MANY)?;
     let file = open(&format!("{DIR}/file"))?;
     let target = Target {
         file: &file,
         size: SIZE,
     };
-    file_rows(&mut rows, &target)?;
+    ops::huge_faults(&mut rows, &target)?;
+    ops::small_faults(&mut rows, &target)?;
+    ops::read_write(&mut rows, &target)?;
+    ops::whole_file(&mut rows, &target)?;
     drop(file);
     unmount(DIR, UnmountFlags::empty())?;
     Ok(())

@@ -4,7 +4,6 @@
 // Lists of ranges, often of one.
 #![allow(clippy::single_range_in_vec_init)]
 
-use std::ffi::CStr;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +17,7 @@ use crate::channel::Channel;
 use crate::dax::Driver;
 use crate::fmap::{extent, Fmap, AU};
 use crate::hostile::Rng;
-use crate::module;
+use crate::module::{self, reload_famfs as reload};
 use crate::runner::Guest;
 use crate::server::TestFs;
 use crate::sys::{scan_pages, Kind, Mapping};
@@ -38,13 +37,6 @@ const PAGE: usize = 4096;
 const UNIT: usize = AU as usize;
 /// Pages that a small fault maps at most, an aligned part of the file.
 const AROUND: usize = 16;
-
-fn reload(parameters: &CStr) -> Result<()> {
-    if module::is_loaded("famfs") {
-        module::rmmod("famfs").context("rmmod famfs")?;
-    }
-    module::insmod_with(module::FAMFS, parameters)?.context("insmod famfs.ko")
-}
 
 fn two_units(dev: u32) -> Fmap {
     Fmap::simple(2 * AU, &[extent(dev, 16 * AU, 2 * AU)])

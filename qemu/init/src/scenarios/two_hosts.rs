@@ -2,14 +2,13 @@
 //! Two hosts with one memory: what the master makes, the client sees, whatever becomes of the master. The tests of the
 //! two guests go hand in hand; what one waits for, the other tells.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
-use famfs_media::{entry_offset, path_bytes, Body, Entry, Extent, FileEntry, LogHeader, RawMap};
+use famfs_media::Extent;
 use rustix::process::Signal;
 
 use super::fixture::{ensure_eq, ready};
@@ -19,7 +18,7 @@ use crate::channel::Channel;
 use crate::fmap::AU;
 use crate::runner::Guest;
 use crate::sys::{Kind, Mapping};
-use crate::tool::{famfs, getmap, server, signal_server};
+use crate::tool::{append_to_log, famfs, getmap, server, signal_server};
 
 pub const MASTER: &[(&str, Test)] = &[
     ("makes_a_thousand_files", makes_a_thousand_files),
@@ -106,15 +105,8 @@ fn makes_a_thousand_files(guest: &Guest, channel: &mut Channel) -> Result<()> {
     channel.expect("seen")
 }
 
-/// As another tool could write them: ours gives each file one extent.
+/// Files of three extents each.
 fn append_with_several_extents(files: &[(String, u64, usize)]) -> Result<()> {
-    let log = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(at(".meta/.log"))?;
-    let mut header = [0; 48];
-    log.read_exact_at(&mut header, 0)?;
-    let header = LogHeader::decode(&header).context("log header")?;
     let mut end = MULTI_EXTENT_AT;
     let mut extent = || {
         // With a gap in front of each.
@@ -126,30 +118,10 @@ fn append_with_several_extents(files: &[(String, u64, usize)]) -> Result<()> {
             len,
         }
     };
-    for (seqnum, (name, size, _)) in (header.next_index..).zip(files) {
-        let body = Body::File(FileEntry {
-            size: *size,
-            flags: FileEntry::ALL_HOSTS_RW,
-            uid: 0,
-            gid: 0,
-            mode: 0o644,
-            path: path_bytes(name.as_bytes()),
-            map: RawMap::Simple {
-                nextents: 3,
-                extents: vec![extent(), extent(), extent()],
-            },
-        });
-        let offset = entry_offset(seqnum).context("log entry")?;
-        log.write_all_at(&Entry { seqnum, body }.encode(), offset)?;
-    }
-    let next = header.next_index + files.len() as u64;
-    let after = LogHeader {
-        next_seqnum: next,
-        next_index: next,
-        ..header
+    let entry = |(name, size, _): &(String, u64, usize)| {
+        (name.clone(), *size, vec![extent(), extent(), extent()])
     };
-    log.write_all_at(&after.encode_counters(), LogHeader::COUNTERS_AT)?;
-    Ok(())
+    append_to_log(MOUNTPOINT, files.iter().map(entry))
 }
 
 fn sees_a_thousand_files(guest: &Guest, channel: &mut Channel) -> Result<()> {
