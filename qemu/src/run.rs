@@ -104,7 +104,7 @@ const JOBS: &[Job] = &[
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
-            "module,contents,protocol,push,refusals,hostile,faults,fast,lifetime,teardown,removal,pins,tool,hosts,striped,handover,mount8,wrong_use,failure,poison,mended,poisoned_pins",
+            "module,contents,protocol,push,refusals,hostile,faults,fast,fast_storms,lifetime,teardown,removal,pins,tool,hosts,striped,handover,mount8,wrong_use,failure,poison,mended,poisoned_pins",
         kind: Kind::Tests,
     },
     Job {

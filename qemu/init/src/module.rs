@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use rustix::io::Errno;
@@ -23,7 +24,24 @@ pub fn insmod(path: &str) -> Result<Result<(), Errno>> {
 pub fn insmod_with(path: &str, parameters: &CStr) -> Result<Result<(), Errno>> {
     let file = File::open(path)
         .with_context(|| format!("{path} (not in the image: give its path to the harness)"))?;
-    Ok(finit_module(&file, parameters, 0))
+    let mut all = match path {
+        FAMFS => default().to_bytes().to_vec(),
+        _ => Vec::new(),
+    };
+    all.push(b' ');
+    all.extend(parameters.to_bytes());
+    Ok(finit_module(&file, &CString::new(all)?, 0))
+}
+
+static DEFAULT: Mutex<&CStr> = Mutex::new(c"");
+
+/// The parameters of famfs.ko that stand before those it is loaded with, from now on.
+pub fn set_default(parameters: &'static CStr) {
+    *DEFAULT.lock().unwrap_or_else(PoisonError::into_inner) = parameters;
+}
+
+fn default() -> &'static CStr {
+    *DEFAULT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub fn rmmod(name: &str) -> Result<(), Errno> {

@@ -220,6 +220,28 @@ impl Mapping {
         }
     }
 
+    /// What `access` says in a child process, which has its own copy of the mapping; it may do nothing else.
+    pub fn in_child(&self, access: impl FnOnce(&Self) -> u8) -> io::Result<u8> {
+        // SAFETY: The child only accesses the mapping, and ends without running anything of the parent's.
+        let child = unsafe {
+            match libc::fork() {
+                0 => libc::_exit(access(self).into()),
+                child => child,
+            }
+        };
+        let mut status = 0;
+        // SAFETY: `status` is where waitpid() puts it.
+        if child < 0 || unsafe { libc::waitpid(child, &raw mut status, 0) } != child {
+            return Err(io::Error::last_os_error());
+        }
+        match libc::WIFEXITED(status) {
+            true => Ok(libc::WEXITSTATUS(status) as u8),
+            false => Err(io::Error::other(format!(
+                "the child's status is {status:#x}"
+            ))),
+        }
+    }
+
     fn piece(&self, at: usize, len: usize) -> libc::iovec {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.len));
         libc::iovec {
@@ -228,7 +250,7 @@ impl Mapping {
         }
     }
 
-    fn advise(&self, at: usize, len: usize, advice: Advice) -> io::Result<()> {
+    pub fn advise(&self, at: usize, len: usize, advice: Advice) -> io::Result<()> {
         assert!(at.checked_add(len).is_some_and(|end| end <= self.len));
         // SAFETY: The range is inside a mapping of a file that only this type's volatile accesses use.
         unsafe { Ok(madvise(self.start.as_ptr().add(at).cast(), len, advice)?) }

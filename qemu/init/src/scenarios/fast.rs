@@ -4,22 +4,19 @@
 // Lists of ranges, often of one.
 #![allow(clippy::single_range_in_vec_init)]
 
-use std::io;
+use std::ffi::CStr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use anyhow::{ensure, Context, Result};
-use rustix::thread::disable_transparent_huge_pages;
+use anyhow::{Context, Result};
+use rustix::mm::Advice;
 
-use super::fixture::{ensure_eq, pattern, ready, Ready};
-use super::{failure, faults, Test};
+use super::fixture::{ensure_eq, pattern, ready};
+use super::{failure, faults, pins, poison, poisoned_pins, removal, teardown, Test};
 use crate::channel::Channel;
-use crate::dax::Driver;
 use crate::fmap::{extent, Fmap, AU};
-use crate::hostile::Rng;
 use crate::module::{self, reload_famfs as reload};
 use crate::runner::Guest;
-use crate::server::TestFs;
+use crate::server::{ServedFile, TestFs};
 use crate::sys::{scan_pages, Kind, Mapping};
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -28,22 +25,25 @@ pub const TESTS: &[(&str, Test)] = &[
     ("around_leaves_copies_alone", around_leaves_copies_alone),
     ("store_to_private_memory", store_to_private_memory),
     ("protection_changes", protection_changes),
-    ("storm", storm),
-    ("removal_in_a_storm", removal_in_a_storm),
+    ("forks_copy", forks_copy),
+    ("advice", advice),
+    ("memory_of_another_file", memory_of_another_file),
     ("without_fast_faults", without_fast_faults),
 ];
 
-const PAGE: usize = 4096;
-const UNIT: usize = AU as usize;
+pub const PAGE: usize = 4096;
+pub const UNIT: usize = AU as usize;
+/// With fast faults and without.
+pub const BOTH: [&CStr; 2] = [c"fast_faults=1", c"fast_faults=0"];
 /// Pages that a small fault maps at most, an aligned part of the file.
 const AROUND: usize = 16;
 
-fn two_units(dev: u32) -> Fmap {
+pub fn two_units(dev: u32) -> Fmap {
     Fmap::simple(2 * AU, &[extent(dev, 16 * AU, 2 * AU)])
 }
 
 /// Numbers of the pages that are mapped, in ranges.
-fn present(mapping: &Mapping) -> Result<Vec<Range<usize>>> {
+pub fn present(mapping: &Mapping) -> Result<Vec<Range<usize>>> {
     let page = |at: u64| (at as usize - mapping.address()) / PAGE;
     let regions = scan_pages(mapping)?;
     Ok(regions
@@ -68,7 +68,7 @@ fn prepared(fs: &TestFs, kind: Kind) -> Result<Mapping> {
 /// One fault maps the aligned 16 pages around it, but for those that nobody has touched yet; with `fast_faults=0` it
 /// maps the one.
 fn small_faults_map_around(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    for (parameters, around) in [(c"fast_faults=1", AROUND), (c"fast_faults=0", 1)] {
+    for (parameters, around) in BOTH.into_iter().zip([AROUND, 1]) {
         reload(parameters)?;
         let fs = ready(guest)?.one_file("file", &two_units(0))?;
         let file = fs.open_rw("file")?;
@@ -228,181 +228,161 @@ fn protection_changes(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     Ok(())
 }
 
-/// Threads that fault on the same memory in all ways, while caches are dropped and huge pages are switched off and
-/// on: every byte is always what it has to be.
-fn storm(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    reload(c"fast_faults=1")?;
-    const STEPS: u64 = 3_000;
+/// Parent and child of a fork: of private memory each has its own, shared memory is one, whichever way a page was mapped
+/// before.
+fn forks_copy(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    const AT: usize = UNIT + 3 * PAGE + 7;
 
-    let fmap = two_units(0);
-    let ready = ready(guest)?;
-    for switch in [false, true] {
-        channel.step(&format!("storm, huge pages switched {switch}"));
-        let fs = ready.one_file("file", &fmap)?;
-        let file = fs.open_rw("file")?;
-        let shared = Mapping::new(&file, 0, 2 * UNIT, Kind::SharedWrite)?;
-        let done = AtomicBool::new(false);
-        let outcome = std::thread::scope(|scope| {
-            let (shared, file, done) = (&shared, &file, &done);
-            let threads: Vec<_> = (0..3)
-                .map(|seed| {
-                    scope.spawn(move || weather(shared, file, Rng(guest.seed + seed), STEPS))
-                })
-                .collect();
-            scope.spawn(move || {
-                while !done.load(Ordering::Relaxed) {
-                    let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
-                    if switch {
-                        let _ = disable_transparent_huge_pages(true);
-                        std::thread::yield_now();
-                        let _ = disable_transparent_huge_pages(false);
-                    }
-                    std::thread::yield_now();
-                }
-            });
-            let mut outcome = Ok(());
-            for thread in threads {
-                let result = thread.join().unwrap_or(Err(anyhow::anyhow!("panicked")));
-                outcome = outcome.and(result);
-            }
-            done.store(true, Ordering::Relaxed);
-            outcome
-        });
-        outcome.context(format!("huge pages switched {switch}"))?;
-        ensure_eq!(
-            ready.raw_bytes(&fmap, 0, 2 * UNIT)? == pattern(0, 2 * UNIT),
-            true,
-            "the memory is what it was"
-        );
-    }
-    Ok(())
-}
-
-/// What one thread of the storm does. What it stores is what is there.
-fn weather(shared: &Mapping, file: &std::fs::File, mut rng: Rng, steps: u64) -> Result<()> {
-    for _ in 0..steps {
-        let at = rng.below(2 * AU) as usize;
-        let (unit, want) = (at / UNIT * UNIT, pattern(at as u64, 1)[0]);
-        match rng.below(8) {
-            0 => shared.drop_entries(unit, UNIT)?,
-            1 => shared.drop_entries(at / PAGE * PAGE, PAGE)?,
-            2 => shared.set_byte(at, want),
-            3 | 4 => {
-                let kind =
-                    [Kind::SharedRead, Kind::SharedWrite, Kind::Private][rng.below(3) as usize];
-                let mapping = Mapping::new(file, 0, 2 * UNIT, kind)?;
-                if rng.once_in(2) {
+    for parameters in BOTH {
+        reload(parameters)?;
+        let fmap = two_units(0);
+        let ready = ready(guest)?;
+        for small in [false, true] {
+            let fs = ready.one_file("file", &fmap)?;
+            let file = fs.open_rw("file")?;
+            let map = |kind| -> Result<Mapping> {
+                let mapping = Mapping::new(&file, 0, 2 * UNIT, kind)?;
+                if small {
                     mapping.no_huge_pages()?;
                 }
-                ensure_eq!(
-                    mapping.byte(at),
-                    want,
-                    "byte {at:#x} of a new mapping, {kind:?}"
-                );
-                if kind == Kind::Private {
-                    mapping.set_byte(at, !want);
+                mapping.populate(false)?;
+                Ok(mapping)
+            };
+            drop(map(Kind::SharedRead)?);
+            let (shared, private) = (map(Kind::SharedWrite)?, map(Kind::Private)?);
+            let want = pattern(AT as u64, 1)[0];
+            // A page that is copied before the fork, for page tables of private memory to be copied too.
+            private.set_byte(AT - PAGE, !want);
+            let child = private.in_child(|private| {
+                let before = private.byte(AT);
+                private.set_byte(AT, !want);
+                u8::from(
+                    before == want && private.byte(AT) == !want && private.byte(AT - PAGE) == !want,
+                )
+            })?;
+            ensure_eq!(
+                child,
+                1,
+                "the child's copy is its own, {parameters:?}, small {small}"
+            );
+            ensure_eq!(
+                private.byte(AT),
+                want,
+                "the parent's byte, {parameters:?}, small {small}"
+            );
+            let child = shared.in_child(|shared| {
+                let before = shared.byte(AT);
+                shared.set_byte(AT, 0x5a);
+                u8::from(before == want)
+            })?;
+            ensure_eq!(child, 1, "the child's byte, {parameters:?}, small {small}");
+            for (what, got) in [
+                ("shared mapping", shared.byte(AT)),
+                ("private mapping, never stored to", private.byte(AT)),
+                ("memory", ready.raw_bytes(&fmap, AT as u64, 1)?[0]),
+            ] {
+                ensure_eq!(got, 0x5a, "{what}, {parameters:?}, small {small}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Accesses said to be random map one page each; nothing reclaims or moves what is mapped.
+fn advice(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    reload(c"fast_faults=1")?;
+    let fs = ready(guest)?.one_file("file", &two_units(0))?;
+    let mapping = prepared(&fs, Kind::SharedRead)?;
+    mapping.advise(0, UNIT, Advice::Random)?;
+    for page in [37, 512 + 37] {
+        mapping.byte(page * PAGE);
+    }
+    let touched = [37..38, 512 + 32..512 + 48];
+    ensure_eq!(present(&mapping)?, touched, "pages, random in one half");
+    for advice in [Advice::LinuxCold, Advice::LinuxPageOut] {
+        mapping.advise(0, 2 * UNIT, advice)?;
+        ensure_eq!(present(&mapping)?, touched, "pages after {advice:?}");
+    }
+    let moved = mapping.advise(37 * PAGE, PAGE, Advice::LinuxSoftOffline);
+    ensure_eq!(
+        moved.map_err(|error| error.raw_os_error()),
+        Err(Some(libc::EIO)),
+        "to have a page moved elsewhere"
+    );
+    ensure_eq!(present(&mapping)?, touched, "pages after that");
+    Ok(())
+}
+
+/// Memory that one file had mapped, in both sizes, belongs to another one of the next mount, at other offsets: what
+/// fs/dax.c prepared for the first is never taken for the second's.
+fn memory_of_another_file(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    for parameters in BOTH {
+        reload(parameters)?;
+        let ready = ready(guest)?;
+        for round in 0..6u64 {
+            // Two extents in either order, the pages small in every third round.
+            let at = [16 + round % 2, 16 + (round + 1) % 2].map(|unit| extent(0, unit * AU, AU));
+            let fmap = Fmap::simple(2 * AU, &at);
+            ready.fill(&fmap)?;
+            let name = ["one", "other"][round as usize % 2];
+            let mut fs = TestFs::mount(ready.serve(vec![ServedFile::new(name, &fmap)]))?;
+            for evict in [true, false] {
+                let file = fs.open_rw(name)?;
+                for _ in 0..2 {
+                    let mapping = Mapping::new(&file, 0, 2 * UNIT, Kind::SharedWrite)?;
+                    if round % 3 == 2 {
+                        mapping.no_huge_pages()?;
+                    }
+                    for page in 0..1024 {
+                        let at = page * PAGE + round as usize;
+                        let (got, want) = (mapping.byte(at), pattern(at as u64, 1)[0]);
+                        ensure_eq!(got, want, "byte {at:#x}, {parameters:?}, round {round}");
+                    }
+                }
+                drop(file);
+                if evict {
+                    std::fs::write("/proc/sys/vm/drop_caches", "3")?;
                 }
             }
-            _ => ensure_eq!(shared.byte(at), want, "byte {at:#x} of the shared mapping"),
+            fs.umount().with_context(|| format!("umount {round}"))?;
         }
     }
     Ok(())
 }
 
-/// Faults of all kinds, without a signal when one fails, until one does.
-fn fault_until_gone(mapping: &Mapping, mut rng: Rng, faults: &AtomicU64) -> io::Error {
-    loop {
-        let unit = rng.below(2) as usize * UNIT;
-        let len = [PAGE, UNIT][rng.below(2) as usize];
-        let step = mapping
-            .drop_entries(unit, UNIT)
-            .and_then(|()| mapping.populate_part(unit, len, rng.once_in(2)));
-        if let Err(error) = step {
-            return error;
-        }
-        faults.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// The driver is unbound while two threads fault on the device's memory, in both sizes: nothing of it stays mapped, and
-/// every later fault fails.
-fn removal_in_a_storm(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    reload(c"fast_faults=1")?;
-    let ready = ready(guest)?;
-    ready.raw(1)?;
-    for round in 0..6 {
-        channel.step(&format!("removal {round}"));
-        remove_in_a_storm(guest, &ready, round).with_context(|| format!("removal {round}"))?;
-    }
-    Ok(())
-}
-
-fn remove_in_a_storm(guest: &Guest, ready: &Ready, round: u64) -> Result<()> {
-    let mut fs = ready.one_file("file", &two_units(1))?;
-    let file = fs.open_rw("file")?;
-    let mappings = [
-        Mapping::new(&file, 0, 2 * UNIT, Kind::SharedWrite)?,
-        Mapping::new(&file, 0, 2 * UNIT, Kind::SharedWrite)?,
-    ];
-    if round % 2 == 1 {
-        for mapping in &mappings {
-            mapping.no_huge_pages()?;
-        }
-    }
-    mappings[0].populate_part(0, 2 * UNIT, true)?;
-    let faults = AtomicU64::new(0);
-    let ends = std::thread::scope(|scope| -> Result<Vec<io::Error>> {
-        let faults = &faults;
-        let threads: Vec<_> = (0..)
-            .zip(&mappings)
-            .map(|(seed, mapping)| {
-                let rng = Rng(guest.seed + 10 * round + seed);
-                scope.spawn(move || fault_until_gone(mapping, rng, faults))
-            })
-            .collect();
-        while faults.load(Ordering::Relaxed) < 200 {
-            std::thread::yield_now();
-        }
-        let unbound = guest.devices[1].bind(Driver::Devdax);
-        let ends = threads
-            .into_iter()
-            .filter_map(|thread| thread.join().ok())
-            .collect();
-        unbound.context("to devdax mode in a storm")?;
-        Ok(ends)
-    })?;
-    for end in &ends {
-        ensure_eq!(
-            end.raw_os_error(),
-            Some(libc::EFAULT),
-            "the last fault of a thread"
-        );
-    }
-    ensure_eq!(ends.len(), 2, "threads that ended");
-    for mapping in &mappings {
-        ensure_eq!(present(mapping)?, vec![], "pages mapped after the removal");
-        let late = mapping.populate_part(0, PAGE, false);
-        ensure_eq!(
-            late.map_err(|error| error.raw_os_error()),
-            Err(Some(libc::EFAULT)),
-            "a fault after the removal"
-        );
-    }
-    drop((mappings, file));
-    fs.umount().context("umount after the removal")?;
-    guest.devices[1].bind(Driver::Fsdev)
-}
-
-/// The ordinary path goes on working by itself.
+/// What a fault meets goes the same way where fs/dax.c gets every one.
 fn without_fast_faults(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    for (name, test) in faults::TESTS.iter().chain(failure::TESTS) {
-        channel.step(name);
-        reload(c"fast_faults=0")?;
-        test(guest, channel).context(*name)?;
-    }
+    reload(c"")?;
+    module::rmmod("famfs").context("rmmod famfs")?;
+    module::set_default(c"fast_faults=0");
+    let outcome = ordinary(guest, channel);
+    module::set_default(c"");
     if module::is_loaded("famfs") {
         module::rmmod("famfs").context("rmmod famfs")?;
     }
-    ensure!(!module::is_loaded("famfs"), "famfs.ko is still loaded");
+    outcome
+}
+
+fn ordinary(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    let mapping = prepared(
+        &ready(guest)?.one_file("file", &two_units(0))?,
+        Kind::SharedRead,
+    )?;
+    mapping.byte(5 * PAGE);
+    ensure_eq!(present(&mapping)?, vec![5..6], "pages that a fault maps");
+    drop(mapping);
+    let groups = [
+        faults::TESTS,
+        failure::TESTS,
+        poison::TESTS,
+        removal::PMEM,
+        teardown::TESTS,
+        pins::TESTS,
+        poisoned_pins::TESTS,
+    ];
+    for (name, test) in groups.concat() {
+        channel.step(name);
+        test(guest, channel).context(name)?;
+    }
     Ok(())
 }

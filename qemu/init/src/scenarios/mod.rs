@@ -34,6 +34,7 @@ mod removal;
 mod service;
 mod soak;
 mod soak_client;
+mod storms;
 mod teardown;
 mod tool;
 mod two_hosts;
@@ -55,6 +56,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("hostile", hostile::TESTS),
     ("faults", faults::TESTS),
     ("fast", fast::TESTS),
+    ("fast_storms", storms::TESTS),
     ("lifetime", lifetime::TESTS),
     ("tool", tool::TESTS),
     ("hosts", hosts::TESTS),

@@ -21,7 +21,7 @@ use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::server::{Serve, ServedFile, TestFs, PLAIN_BYTE};
 use crate::stopping::StoppingFs;
-use crate::sys::Kind;
+use crate::sys::{Kind, Mapping};
 use crate::wire;
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -55,8 +55,11 @@ impl<'a> Setup<'a> {
         }
         let files = ["file", "other", "third"].into_iter().zip(&fmaps);
         let files = files.map(|(name, fmap)| ServedFile::new(name, fmap));
+        let fs = TestFs::mount(ready.serve(files.collect()))?;
+        // Who touches it next finds it prepared.
+        Mapping::new(&fs.open("file")?, 0, AU as usize, Kind::SharedRead)?.populate(false)?;
         Ok(Self {
-            fs: TestFs::mount(ready.serve(files.collect()))?,
+            fs,
             ready,
             device,
             fmaps,
