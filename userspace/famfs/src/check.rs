@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::exit::{fail, Exit};
+use crate::json;
 use crate::mounted::Mounted;
 
 /// Options of check.
@@ -27,6 +28,7 @@ pub struct Args {
 /// Something that the mount shows in another way than the log.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Difference {
+    #[serde(serialize_with = "json::path")]
     path: PathBuf,
     problem: String,
 }
@@ -40,7 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (files, directories) = (replay.totals.files, replay.totals.dirs);
     if args.json {
         let report = json!({
-            "mountpoint": mounted.root, "files": files, "directories": directories, "differences": wrong,
+            "mountpoint": mounted.root.to_string_lossy(), "files": files, "directories": directories, "differences": wrong,
         });
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else if wrong.is_empty() {

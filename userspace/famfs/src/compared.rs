@@ -7,9 +7,12 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use crate::json;
+
 /// A file that was compared, the last one of each thread perhaps with a difference.
 #[derive(Serialize)]
 struct Row {
+    #[serde(serialize_with = "json::path")]
     file: PathBuf,
     size: u64,
     /// Offset of the first byte that is not what it should be.

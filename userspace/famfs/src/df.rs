@@ -8,6 +8,7 @@ use famfs_media::ALLOC_UNIT;
 use serde::Serialize;
 
 use crate::getmap::devices;
+use crate::json;
 use crate::log;
 use crate::mounted::{self, Mounted};
 use crate::size;
@@ -27,9 +28,11 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Row {
+    #[serde(serialize_with = "json::path")]
     mountpoint: PathBuf,
     index: u32,
     /// `None` where only root can ask for it.
+    #[serde(serialize_with = "json::some_path")]
     device: Option<PathBuf>,
     /// Whole allocation units, in bytes; what is used includes superblock and log.
     size: u64,
@@ -39,6 +42,7 @@ struct Row {
 
 #[derive(Serialize)]
 struct LogRow {
+    #[serde(serialize_with = "json::path")]
     mountpoint: PathBuf,
     entries: u64,
     capacity: u64,

@@ -8,6 +8,7 @@ use famfs_media::{Extent, Kind, Map};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::{fail, Exit};
+use crate::json;
 use crate::mounted::Mounted;
 use crate::server::control;
 
@@ -23,6 +24,7 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Report {
+    #[serde(serialize_with = "json::path")]
     file: PathBuf,
     size: u64,
     #[serde(flatten)]
@@ -43,6 +45,7 @@ pub struct MapReport {
 struct ExtentReport {
     devindex: u64,
     /// As the server knows it; `None` when it does not answer.
+    #[serde(serialize_with = "json::some_path")]
     device: Option<PathBuf>,
     offset: u64,
     len: u64,

@@ -22,7 +22,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mounted = Mounted::of(&args.path)?;
     let entries = mounted.logplay(0)?;
     if args.json {
-        let report = json!({ "mountpoint": mounted.root, "log_entries": entries });
+        let report =
+            json!({ "mountpoint": mounted.root.to_string_lossy(), "log_entries": entries });
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{entries} log entries are in use");

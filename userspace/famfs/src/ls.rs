@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::exit::{fail, Exit};
 use crate::getmap::{devices, MapReport};
+use crate::json;
 use crate::mounted::Mounted;
 use crate::size;
 
@@ -34,6 +35,7 @@ pub struct Args {
 
 #[derive(Serialize)]
 struct Row {
+    #[serde(serialize_with = "json::path")]
     path: PathBuf,
     #[serde(rename = "type")]
     kind: &'static str,

@@ -24,6 +24,7 @@ mod fsck;
 mod getmap;
 mod handover;
 mod image;
+mod json;
 mod kernel;
 mod log;
 mod logplay;

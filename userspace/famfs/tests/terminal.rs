@@ -93,6 +93,21 @@ fn comparisons_as_json() {
 }
 
 #[test]
+fn names_in_json_need_not_be_utf_8() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    fs::write(&path, [0; 8]).unwrap();
+    let output = famfs(&["chkread", "--json"]).arg(&path).output().unwrap();
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        rows[0]["file"].as_str().unwrap().ends_with("/caf\u{fffd}"),
+        "{rows}"
+    );
+}
+
+#[test]
 fn verbs_tell_what_they_do_when_asked() {
     let dir = tempfile::tempdir().unwrap();
     let path = zeroes(dir.path());

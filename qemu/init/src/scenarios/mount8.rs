@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! mount(8) and /etc/fstab, by way of mount.famfs.
 
+use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
+use rustix::mount::{unmount, UnmountFlags};
+use serde_json::Value;
 
 use super::fixture::{ensure_eq, ready};
 use super::tool::{at, umount, MOUNTPOINT};
@@ -19,6 +25,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("options_of_mount", options_of_mount),
     ("lines_of_fstab", lines_of_fstab),
     ("exit_codes_of_mount", exit_codes_of_mount),
+    ("places_need_not_be_utf_8", places_need_not_be_utf_8),
 ];
 
 /// Exit codes of mount(8).
@@ -122,4 +129,38 @@ fn exit_codes_of_mount(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     fake.expect_success()?;
     ensure!(shown_options().is_err(), "mount --fake has mounted");
     Ok(())
+}
+
+/// Paths reach the server as they are; JSON shows them as well as it can.
+fn places_need_not_be_utf_8(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let device = file_system(guest)?;
+    let place = Path::new(OsStr::from_bytes(b"/mnt/caf\xe9 \xff"));
+    fs::create_dir_all(place)?;
+    let mounted = Command::new("mount")
+        .args(["-t", "famfs", "-o", "rw", &device])
+        .arg(place)
+        .output()?;
+    ensure!(mounted.status.success(), "mount: {mounted:?}");
+    let name = place.join(OsStr::from_bytes(b"na\xefve"));
+    let made = Command::new("famfs")
+        .args(["creat", "--size", "4m"])
+        .arg(&name)
+        .output()?;
+    ensure!(made.status.success(), "famfs creat: {made:?}");
+    ensure_eq!(fs::metadata(&name)?.len(), 4 << 20, "size of the new file");
+    let json = |verb: &str| -> Result<Value> {
+        let output = Command::new("famfs")
+            .args([verb, "--json"])
+            .arg(place)
+            .output()?;
+        ensure!(output.status.success(), "famfs {verb}: {output:?}");
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let shown = "/mnt/caf\u{fffd} \u{fffd}";
+    ensure_eq!(json("status")?["mountpoint"], shown, "status");
+    ensure_eq!(json("df")?["logs"][0]["mountpoint"], shown, "df");
+    ensure_eq!(json("check")?["mountpoint"], shown, "check");
+    let path = format!("{shown}/na\u{fffd}ve");
+    ensure_eq!(json("ls")?[1]["path"], path.as_str(), "ls");
+    unmount(place, UnmountFlags::empty()).context("umount")
 }

@@ -65,16 +65,18 @@ pub fn report(server: &Server, mountpoint: &Path) -> Value {
         .replay()
         .into_iter()
         .flat_map(|r| r.space.devindexes());
+    let devices = server.devices().iter();
+    let devices: Vec<_> = devices.map(|path| path.to_string_lossy()).collect();
     let daxdevs: Vec<Value> = devindexes
         .filter_map(|index| {
             let (units, used) = namespace.replay()?.space.device(index)?;
-            let device = server.devices().get(usize::try_from(index).ok()?);
+            let device = devices.get(usize::try_from(index).ok()?);
             Some(json!({ "index": index, "device": device, "units": units, "units_used": used }))
         })
         .collect();
     json!({
-        "mountpoint": mountpoint,
-        "devices": server.devices(),
+        "mountpoint": mountpoint.to_string_lossy(),
+        "devices": devices,
         "failure": server.failure(),
         "pid": std::process::id(),
         "files": totals.files,
