@@ -104,7 +104,7 @@ const JOBS: &[Job] = &[
         name: "vm",
         topology: &topology::PMEM2,
         scenarios:
-            "module,contents,protocol,push,refusals,hostile,faults,fast,fast_storms,lifetime,teardown,removal,pins,tool,hosts,striped,handover,mount8,wrong_use,failure,poison,mended,poisoned_pins",
+            "module,contents,protocol,push,refusals,hostile,faults,fast,fast_storms,lifetime,teardown,removal,pins,tool,doctor,messages,terminal,hosts,striped,handover,mount8,wrong_use,failure,poison,mended,poisoned_pins",
         kind: Kind::Tests,
     },
     Job {
@@ -116,7 +116,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "cxl",
         topology: &topology::CXL,
-        scenarios: "contents,tool,poison,mended,mended_cxl,removal_cxl",
+        scenarios: "contents,tool,doctor,poison,mended,mended_cxl,removal_cxl,doctor_cxl",
         kind: Kind::Tests,
     },
     Job {

@@ -58,15 +58,15 @@ pub enum DeviceError {
     #[error("{0} is not a dax device; famfs needs a /dev/daxX.Y")]
     NotDax(PathBuf),
     #[error(
-        "{0} is in devdax mode, famfs needs fsdev mode; --set-daxmode switches it (programs that have it mapped lose it)"
+        "{0} is in devdax mode, famfs needs fsdev mode; --set-daxmode of mount and mkfs switches it (programs that have it mapped lose it)"
     )]
     Devdax(PathBuf),
     #[error(
         "{0} is in system-ram mode, famfs needs fsdev mode; take its memory offline first \
-         (`daxctl offline-memory {1}`), then --set-daxmode switches it"
+         (`daxctl offline-memory {1}`), then --set-daxmode of mount and mkfs switches it"
     )]
     SystemRam(PathBuf, String),
-    #[error("{0} is bound to no driver, famfs needs fsdev mode; --set-daxmode switches it")]
+    #[error("{0} is bound to no driver, famfs needs fsdev mode; --set-daxmode of mount and mkfs switches it")]
     Unbound(PathBuf),
     #[error("{0} is bound to an unknown driver, {1}; famfs needs fsdev_dax")]
     UnknownDriver(PathBuf, String),

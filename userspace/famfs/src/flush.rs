@@ -19,13 +19,13 @@ pub struct Args {
 
 /// Flush files.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    args.files
-        .iter()
-        .try_for_each(|file| flush(file).with_context(|| file.display().to_string()))
+    args.files.iter().try_for_each(|file| {
+        Mounted::of(file)?;
+        flush(file).with_context(|| file.display().to_string())
+    })
 }
 
 fn flush(path: &Path) -> anyhow::Result<()> {
-    Mounted::of(path)?;
     let file = OpenOptions::new().read(true).open(path)?;
     let len = usize::try_from(file.metadata()?.len())?;
     map_file(&file, len, false)?.hard_flush(0, len)?;

@@ -40,8 +40,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let program = program
         .to_str()
         .context("the path of this program is not UTF-8")?;
-    let (pid, text) = control::hand_over_to(&mount.source, program)
-        .context("no other server could take over, the old one goes on")?;
+    let (pid, text) =
+        control::hand_over_to(&mount.source, program).context("the server was not changed")?;
     await_server(&mount.source, pid)?;
     eprintln!("{text}; served by process {pid} now");
     Ok(())

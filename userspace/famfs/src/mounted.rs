@@ -35,16 +35,24 @@ impl Mounted {
         let not_famfs = || {
             fail(
                 Exit::NoFamfs,
-                format!("{} is not in a mounted famfs", path.display()),
+                format!(
+                    "{} is not in a mounted famfs; `famfs status` shows where one is",
+                    path.display()
+                ),
             )
         };
         let mount = mounts()?
             .into_iter()
             .find(|m| m.id == stat.stx_mnt_id)
             .ok_or_else(not_famfs)?;
-        let file = mount.point.join(".meta/.superblock");
-        if !mount.fstype.starts_with(b"fuse") || !file.exists() {
+        if !mount.fstype.starts_with(b"fuse") {
             return Err(not_famfs());
+        }
+        let file = mount.point.join(".meta/.superblock");
+        match statx(CWD, &file, AtFlags::empty(), StatxFlags::TYPE) {
+            Ok(_) => (),
+            Err(Errno::NOTCONN) => return Err(stat_error(path, Errno::NOTCONN)),
+            Err(_) => return Err(not_famfs()),
         }
         if mount.root != b"/" {
             let text = format!(
@@ -156,7 +164,9 @@ pub fn mount_of(path: &Path) -> anyhow::Result<Option<Mount>> {
 pub fn mount_at(path: &Path) -> anyhow::Result<Mount> {
     mount_of(path)?.ok_or_else(|| {
         let path = path.display();
-        let text = format!("{path}: neither mount point nor device of a mounted famfs");
+        let text = format!(
+            "{path}: neither mount point nor device of a mounted famfs; `famfs status` shows those"
+        );
         fail(Exit::NoFamfs, text)
     })
 }

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .iter()
         .map(|mount| {
             of_mount(mount).unwrap_or_else(
-                |error| json!({ "mountpoint": mount.point, "error": format!("{error:#}") }),
+                |error| json!({ "mountpoint": mount.point.to_string_lossy(), "error": format!("{error:#}") }),
             )
         })
         .collect();
@@ -65,7 +65,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn of_mount(mount: &Mount) -> anyhow::Result<Value> {
     let mut status = control::status(&mount.source).with_context(|| {
         let device = mount.source.display();
-        format!("{device} is mounted but its server does not answer; open files go on working")
+        format!("{device} is mounted but its server does not answer")
     })?;
     let (major, minor) = mount.device;
     let file = Path::new(DEBUGFS).join(format!("{major}:{minor}"));

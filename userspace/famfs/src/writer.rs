@@ -96,11 +96,12 @@ fn check_master(mounted: &Mounted, local: Option<Uuid>) -> anyhow::Result<()> {
 }
 
 fn open_log(path: &Path) -> anyhow::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .with_context(|| format!("opening {}", path.display()))
+    let opened = OpenOptions::new().read(true).write(true).open(path);
+    if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem) {
+        let text = "the mount is read-only: to add files, mount it without --ro and `-o ro`";
+        return Err(fail(Exit::Permission, text));
+    }
+    opened.with_context(|| format!("opening {}", path.display()))
 }
 
 #[cfg(test)]

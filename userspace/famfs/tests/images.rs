@@ -405,7 +405,7 @@ fn no_famfs_and_a_broken_one_differ() {
         (code, err)
     };
     let said = |code, text: &str| (code, format!("famfs: {text}\n"));
-    let magic = "image: superblock: magic is 0x87b282fe, not 0x87b282ff: there is no famfs here";
+    let magic = "image: superblock: magic is 0x87b282fe, not 0x87b282ff: there is no famfs here, `mkfs.famfs` makes one";
     assert_eq!(run("bad_sb_magic.bin", "log.bin"), said(3, magic));
     let version = "image: superblock: version is 47, only 48 is understood";
     assert_eq!(run("bad_sb_version47.bin", "log.bin"), said(3, version));

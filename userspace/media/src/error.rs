@@ -12,7 +12,7 @@ use crate::{HEADER_BYTES, MAX_EXTENTS, SUPERBLOCK_BYTES};
 pub enum SuperError {
     #[error("superblock: {0} bytes, {SUPERBLOCK_BYTES} needed")]
     TooShort(usize),
-    #[error("superblock: magic is {0:#x}, not 0x87b282ff: there is no famfs here")]
+    #[error("superblock: magic is {0:#x}, not 0x87b282ff: there is no famfs here, `mkfs.famfs` makes one")]
     Magic(u64),
     #[error("superblock: version is {0}, only 48 is understood")]
     Version(u64),

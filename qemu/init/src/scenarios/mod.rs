@@ -11,6 +11,7 @@ use crate::runner::Guest;
 
 mod contents;
 mod cycles;
+mod doctor;
 mod failslab;
 mod failure;
 mod fast;
@@ -22,6 +23,7 @@ mod hosts;
 mod kinds;
 mod lifetime;
 mod mended;
+mod messages;
 mod modules;
 mod mount8;
 mod pins;
@@ -36,6 +38,7 @@ mod soak;
 mod soak_client;
 mod storms;
 mod teardown;
+mod terminal;
 mod tool;
 mod two_hosts;
 mod wrong_use;
@@ -59,6 +62,10 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("fast_storms", storms::TESTS),
     ("lifetime", lifetime::TESTS),
     ("tool", tool::TESTS),
+    ("doctor", doctor::TESTS),
+    ("doctor_cxl", doctor::CXL),
+    ("messages", messages::TESTS),
+    ("terminal", terminal::TESTS),
     ("hosts", hosts::TESTS),
     ("striped", tool::STRIPED),
     ("handover", handover::TESTS),

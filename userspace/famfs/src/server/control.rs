@@ -9,6 +9,7 @@
 //! clear-error         the kernel forgets memory errors of the mount
 //! ```
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -140,13 +141,13 @@ pub(super) fn answer(line: &str, player: &Player) -> Value {
 }
 
 /// Has the kernel use all memory of the mount again. Returns the daxdevs that it has.
-fn clear_errors(player: &Player) -> anyhow::Result<Vec<&Path>> {
+fn clear_errors(player: &Player) -> anyhow::Result<Vec<Cow<'_, str>>> {
     let mut cleared = Vec::new();
     for (index, path) in (0..=u16::MAX).zip(player.server.devices()) {
         let context = || format!("memory errors of {}", path.display());
         let device = File::open(path).with_context(context)?;
         match player.channel.forget_errors(device.as_fd(), index) {
-            Ok(()) => cleared.push(path.as_path()),
+            Ok(()) => cleared.push(path.to_string_lossy()),
             // No file there was opened yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => (),
             Err(error) => return Err(error).with_context(context),
@@ -183,7 +184,14 @@ pub fn hand_over_to(device: &Path, program: &str) -> anyhow::Result<(u64, String
 }
 
 fn ask(device: &Path, request: &str, timeout: Duration) -> anyhow::Result<Value> {
-    let mut stream = UnixStream::connect(path_of(device))?;
+    let mut stream = UnixStream::connect(path_of(device)).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            let text =
+                "its server is gone; `umount` it and mount it again (open files go on working)";
+            fail(Exit::Failed, text)
+        }
+        _ => error.into(),
+    })?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.set_read_timeout(Some(timeout))?;
     writeln!(stream, "{request}")?;

@@ -21,7 +21,7 @@ pub fn find(
     let (wanted, total) = (replay.daxdevs.len(), given.len());
     if !others.is_empty() && others.len() != wanted {
         let on = wanted.saturating_add(1);
-        let text = format!("the file system is on {on} devices, {total} were given");
+        let text = format!("{total} devices were given, the file system is on {on}");
         return Err(fail(Exit::Usage, text));
     }
     let mut found = vec![first.clone()];
