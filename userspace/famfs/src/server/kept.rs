@@ -19,7 +19,7 @@ use famfs_media::{
     entry_offset, LogHeader, Replay, Superblock, ENTRY_BYTES, HEADER_BYTES, SUPERBLOCK_BYTES,
 };
 use rustix::fs::{memfd_create, MemfdFlags};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Starts the file of the attributes. The last byte is a version, to change with either file's layout.
