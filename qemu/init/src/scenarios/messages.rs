@@ -26,9 +26,11 @@ const UUID_FILE: &str = "/opt/famfs/system_uuid";
 
 /// What keeps a state, and undoes it.
 type Guard = Box<dyn Any>;
+/// How to get to a state from a file system on the first device that is not mounted.
+type Way = fn(&Guest, Ready) -> Result<Guard>;
 
-/// Heading, and how to get there from a file system on the first device that is not mounted.
-const STATES: &[(&str, fn(&Guest, Ready) -> Result<Guard>)] = &[
+/// (heading, way)
+const STATES: &[(&str, Way)] = &[
     ("Devices and places that are wrong", |_, _| Ok(Box::new(()))),
     ("A device in devdax mode", |guest, _| {
         bound(guest, Driver::Devdax)
@@ -130,12 +132,7 @@ fn the_page_is_what_famfs_says(guest: &Guest, _channel: &mut Channel) -> Result<
 }
 
 /// What the commands of `block` print in a state.
-fn in_state(
-    guest: &Guest,
-    heading: &str,
-    state: &fn(&Guest, Ready) -> Result<Guard>,
-    block: &str,
-) -> Result<String> {
+fn in_state(guest: &Guest, heading: &str, state: &Way, block: &str) -> Result<String> {
     drop(Mounted::new(guest, 1)?);
     let guard = state(guest, ready(guest)?)?;
     let commands = block.lines().filter_map(|line| line.strip_prefix("$ "));
