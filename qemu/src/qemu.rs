@@ -17,6 +17,8 @@ const OLDEST: (u32, u32) = (8, 1);
 pub enum Cpus {
     /// Two, taking turns: with more than one thread, patched code can race with a stale translation (int3 Oops at boot).
     Two,
+    /// Two at the same time, for a kernel that patches no code (CONFIG_JUMP_LABEL=n).
+    Parallel,
     /// One, whose time is the number of instructions. Nothing random and no time of day: two boots do the same.
     Counting,
 }
@@ -25,6 +27,7 @@ impl Cpus {
     fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Two => &["-accel", "tcg,thread=single", "-smp", "2", "-cpu", "max"],
+            Self::Parallel => &["-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max"],
             Self::Counting => &[
                 "-accel",
                 "tcg,thread=single",

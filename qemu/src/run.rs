@@ -81,6 +81,8 @@ enum Kind {
     Stock,
     /// Two guests on one memory.
     Pair,
+    /// With two CPUs at the same time. In the debug tier alone, whose kernel patches no code, and counts its locks.
+    Parallel,
     /// The demo, as one test. In the debug tier alone: elsewhere it has a target of its own.
     Demo,
 }
@@ -112,6 +114,12 @@ const JOBS: &[Job] = &[
         topology: &topology::PMEM2,
         scenarios: "failslab,cycles",
         kind: Kind::Tests,
+    },
+    Job {
+        name: "parallel",
+        topology: &topology::PMEM2,
+        scenarios: "locks",
+        kind: Kind::Parallel,
     },
     Job {
         name: "cxl",
@@ -150,6 +158,7 @@ impl Job {
         match self.kind {
             Kind::Tests | Kind::Pair => true,
             Kind::Stock => !order.debug,
+            Kind::Parallel => order.debug,
             Kind::Demo => order.debug && (order.only.is_empty() || order.only == self.name),
         }
     }
@@ -189,7 +198,7 @@ pub fn test(booter: &Booter, order: Order) -> Result<()> {
 
 fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Result<()> {
     let kernel = match (job.kind, &booter.stock_kernel) {
-        (Kind::Tests | Kind::Pair | Kind::Demo, _) => &booter.kernel,
+        (Kind::Tests | Kind::Pair | Kind::Parallel | Kind::Demo, _) => &booter.kernel,
         (Kind::Stock, Some(kernel)) => kernel,
         (Kind::Stock, None) => {
             tally.skip(
@@ -202,7 +211,10 @@ fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Resul
     if job.kind == Kind::Pair {
         return run_pair(booter, order, tally);
     }
-    let machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
+    let mut machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
+    if job.kind == Kind::Parallel {
+        machine.cpus = Cpus::Parallel;
+    }
     let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
     run_machine(machine, limits, order.debug, job.name, tally)
 }

@@ -22,6 +22,7 @@ mod hostile;
 mod hosts;
 mod kinds;
 mod lifetime;
+mod locks;
 mod mended;
 mod messages;
 mod modules;
@@ -61,6 +62,7 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("fast", fast::TESTS),
     ("fast_storms", storms::TESTS),
     ("lifetime", lifetime::TESTS),
+    ("locks", locks::TESTS),
     ("tool", tool::TESTS),
     ("doctor", doctor::TESTS),
     ("doctor_cxl", doctor::CXL),

@@ -74,7 +74,7 @@ fn storm(guest: &Guest, channel: &mut Channel) -> Result<()> {
 }
 
 /// What one thread of the storm does. What it stores is what is there.
-fn weather(shared: &Mapping, file: &std::fs::File, mut rng: Rng, steps: u64) -> Result<()> {
+pub fn weather(shared: &Mapping, file: &std::fs::File, mut rng: Rng, steps: u64) -> Result<()> {
     for _ in 0..steps {
         let at = rng.below(2 * AU) as usize;
         let (unit, want) = (at / UNIT * UNIT, pattern(at as u64, 1)[0]);
