@@ -152,7 +152,7 @@ profile-vm: modules userspace
 # User space's part of a file system with 10,000 files; the resolver.
 bench-host: packages
 	@$(call cargo,userspace) test --release --quiet --package famfs --bin famfs ten_thousand -- --ignored --nocapture
-	@$(call cargo,userspace) bench --quiet --package famfs-fmap
+	@$(call cargo,userspace) bench --quiet --package famfs-fmap --bench resolve
 
 lint: kernel
 	@export PATH="$$(scripts/host-packages.sh path)" && scripts/lint.sh
