@@ -70,42 +70,11 @@ impl<T: Holder> HeldDaxDevice<T> {
 
     /// The number of the first of that many contiguous pages, at `offset` in bytes. It is right as
     /// long as the device is alive.
-    #[inline(always)]
+    #[inline]
     pub(super) fn pfn(&self, offset: u64, pages: usize) -> Option<usize> {
-        let first = self
-            .start()
-            .start
-            .wrapping_add((offset >> PAGE_SHIFT) as usize);
-        if first.wrapping_add(pages) <= self.start().end {
-            return Some(first);
-        }
-        self.pfn_slowly(offset, pages)
-    }
-
-    /// The same, of a device of several ranges.
-    #[cold]
-    #[inline(never)]
-    fn pfn_slowly(&self, offset: u64, pages: usize) -> Option<usize> {
         let access = DaxAccess::new();
         let found = access.look_up(self, offset, pages as isize).ok()?;
         (found.pages >= pages as u64).then_some(found.pfn)
-    }
-
-    /// What [`start`](Self::start) is to be.
-    pub(super) fn find_start(&self) -> Range<usize> {
-        let mut start = 0..0;
-        // Drivers don't say how much there is, but refuse what is too much. 2^40 pages are 4 PiB.
-        for bit in (0..40).rev() {
-            let access = DaxAccess::new();
-            let pages = start.len() | 1 << bit;
-            match access.look_up(self, 0, pages as isize) {
-                Ok(found) if found.pages == pages as u64 => {
-                    start = found.pfn..found.pfn.wrapping_add(pages);
-                }
-                _ => (),
-            }
-        }
-        start
     }
 
     /// Copies memory from `offset` on to `iter`, at most `len` bytes, and returns how many.

@@ -4,10 +4,7 @@
 //!
 //! C header: `include/linux/dax.h`.
 
-use core::{
-    ops::Range,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -231,17 +228,15 @@ impl DaxDevice {
             return Err(error);
         }
         // INVARIANT: `fs_dax_get` took a reference of its own, and made `holder` the holder.
-        let mut held = HeldDaxDevice {
+        let held = HeldDaxDevice {
             dev: self.dev,
             holder,
-            start: 0..0,
         };
         // It looks at the driver first, and `kill_dax()` may have come in between, with nobody to
         // notify.
         if !held.is_alive() {
             return Err(ENODEV);
         }
-        held.start = held.find_start();
         Ok(held)
     }
 }
@@ -316,9 +311,6 @@ fn forget(dev: NonNull<bindings::dax_device>, cookie: *mut ffi::c_void) -> bool 
 pub(crate) struct HeldDaxDevice<T: Holder + 'static> {
     dev: NonNull<bindings::dax_device>,
     holder: Arc<T>,
-    /// The numbers of the pages that follow each other from byte 0 on: all, or those of the first
-    /// range of a device that has several. The driver keeps them as long as it is there.
-    start: Range<usize>,
 }
 
 // SAFETY: All that is done with the device is safe from any thread, as is what `T` does.
@@ -350,12 +342,6 @@ impl<T: Holder> HeldDaxDevice<T> {
     #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::dax_device {
         self.dev.as_ptr()
-    }
-
-    /// See the field.
-    #[inline(always)]
-    pub(super) fn start(&self) -> &Range<usize> {
-        &self.start
     }
 
     /// Whether `dev` is the same device.
