@@ -118,6 +118,11 @@ impl FileMap {
         self.gate.suspect();
     }
 
+    /// See [`Gate::suspect_unseen`].
+    pub(crate) fn suspect_unseen(&self) {
+        self.gate.suspect_unseen();
+    }
+
     #[inline(always)]
     pub(crate) fn is_suspect(&self) -> bool {
         self.gate.is_suspect()
@@ -159,6 +164,18 @@ impl FileMap {
             return None;
         }
         let run = head.layout.resolve_one(words, pos)?;
+        let (_, mapping) = head.mapping(run)?;
+        Some(mapping)
+    }
+
+    /// The memory behind byte `pos`, in whatever state it is.
+    #[inline(always)]
+    pub(crate) fn place(file: FileRef<'_, Self>, pos: u64) -> Option<Mapping<'_, DaxState>> {
+        let FileRef { head, words } = file;
+        let run = match head.layout.resolve_one(words, pos) {
+            Some(run) => run,
+            None => head.layout.resolve(words, pos)?,
+        };
         let (_, mapping) = head.mapping(run)?;
         Some(mapping)
     }

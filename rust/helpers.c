@@ -155,11 +155,14 @@ unsigned long famfs_fast_state(void)
 	return get_state_synchronize_srcu(&famfs_fast);
 }
 
-/* Until all have left who were in when famfs_fast_state() returned @state. */
+/*
+ * Until all have left who were in when famfs_fast_state() returned @state. A
+ * fault may be what waits, and an idle domain is expedited on most kernels.
+ */
 void famfs_fast_wait(unsigned long state)
 {
 	if (!poll_state_synchronize_srcu(&famfs_fast, state))
-		synchronize_srcu(&famfs_fast);
+		synchronize_srcu_expedited(&famfs_fast);
 }
 
 unsigned int famfs_nofs_enter(void)

@@ -64,7 +64,7 @@ pub(crate) fn open(mount: &Mount, inode: &OpenInode<'_, Famfs>) -> Result {
             |file| {
                 // A failure after this finds the file in the reverse map.
                 if used.0.iter().any(|used| !used.daxdev.state().is_intact()) {
-                    file.suspect();
+                    file.suspect_unseen();
                 }
             },
         )

@@ -57,6 +57,11 @@ impl FmapProvider for Famfs {
         FileMap::map(file, pos)
     }
 
+    #[inline(always)]
+    fn place(file: FileRef<'_, FileMap>, pos: u64) -> Option<Mapping<'_, DaxState>> {
+        FileMap::place(file, pos)
+    }
+
     fn read(file: FileRef<'_, FileMap>, pos: u64, iter: &mut IovIterDest<'_>) -> Result<usize> {
         FileMap::read(file, pos, iter)
     }

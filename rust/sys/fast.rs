@@ -7,6 +7,7 @@
 //! C headers: `include/linux/huge_mm.h`, `include/linux/mm.h`, `include/linux/srcu.h`.
 
 use core::{
+    marker::PhantomData,
     ops::Range,
     ptr::NonNull, //
 };
@@ -76,6 +77,11 @@ impl Gate {
     /// way, and whoever calls this waits for it or kills it.
     pub(crate) fn suspect(&self) {
         self.set(SHUT | SUSPECT);
+    }
+
+    /// The same, before anybody can fault on the file: nobody has to be waited for.
+    pub(crate) fn suspect_unseen(&self) {
+        self.0.store(SHUT | QUIET | SUSPECT, Release);
     }
 
     #[inline(always)]
@@ -176,6 +182,18 @@ impl Drop for Folio {
     }
 }
 
+/// The page frames of pages of a file.
+///
+/// # Invariants
+///
+/// Those from `first` on, one for each of `pages`, are memory of a live device as long as the
+/// section.
+struct Frames<'s> {
+    first: usize,
+    pages: Range<usize>,
+    _section: PhantomData<&'s Section>,
+}
+
 /// Pages in a huge one.
 const HUGE: usize = 1 << bindings::RUST_CONST_HELPER_PMD_ORDER;
 /// Pages that one fault of a small one maps at most, as mm's own `fault_around_bytes` has it.
@@ -228,38 +246,42 @@ impl<'a, P: FmapProvider> Fault<'a, P> {
             && self.vma.flags() & bindings::RUST_CONST_HELPER_VM_MAYSHARE != 0
     }
 
-    /// Entries may be filled before there is a page, to be told of stores: fs/dax.c knows what to
-    /// do with them.
+    /// Entries may be marked before there is a page, to be told of stores. A marker would be taken
+    /// for a page that is there, and its fault be had over and over.
     #[inline]
     fn is_marked(&self) -> bool {
         self.vma.flags() & bindings::RUST_CONST_HELPER_VM_UFFD_WP != 0
     }
 
-    /// The first page frame of the memory behind the pages, if it is contiguous, and the file is
-    /// beyond suspicion.
+    /// The memory behind the pages, as far as it is contiguous, if the file is beyond suspicion.
     #[inline(always)]
-    fn memory(&self, _section: &Section, pages: Range<usize>) -> Option<usize> {
+    fn memory<'s>(&self, _section: &'s Section, pages: Range<usize>) -> Option<Frames<'s>> {
         if !self.file.head.gate().is_open() {
             return None;
         }
-        let pos = (pages.start as u64) << PAGE_SHIFT;
-        let mapping = match P::map_quickly(self.file, pos) {
-            Some(mapping) => mapping,
-            None => P::map(self.file, pos).ok()?,
-        };
-        let count = pages.end.wrapping_sub(pages.start);
-        if mapping.len >> PAGE_SHIFT < count as u64 {
-            return None;
-        }
-        // The device stays alive as long as the section: what is called before it goes shuts the
-        // gate, which was open in the section, and waits.
-        mapping.dev.pfn(mapping.offset, count)
+        // The device is not asked for its state: it would be locked, and an open gate says it.
+        let mapping = P::place(self.file, (pages.start as u64) << PAGE_SHIFT)?;
+        let wanted = pages.end.wrapping_sub(pages.start);
+        let count = (mapping.len >> PAGE_SHIFT).min(wanted as u64) as usize;
+        // INVARIANT: The device stays alive as long as the section: what is called before it goes
+        // shuts the gate, which was open in the section, and waits.
+        Some(Frames {
+            first: mapping.dev.pfn(mapping.offset, count)?,
+            pages: pages.start..pages.start.wrapping_add(count),
+            _section: PhantomData,
+        })
     }
 
-    /// The folio of that order at `pfn`, if fs/dax.c prepared it for the file's page `index`.
+    /// The folio of that order at the file's page `index`, if it is all in `frames`, and fs/dax.c
+    /// prepared it.
     #[inline]
-    fn folio(&self, _section: &Section, pfn: usize, index: usize, order: u32) -> Option<Folio> {
-        // SAFETY: `memory` returned the page frame in this section, in which it stays.
+    fn folio(&self, frames: &Frames<'_>, index: usize, order: u32) -> Option<Folio> {
+        let Range { start, end } = frames.pages;
+        if index < start || end.checked_sub(index)? < 1 << order {
+            return None;
+        }
+        let pfn = frames.first.wrapping_add(index.wrapping_sub(start));
+        // SAFETY: By the invariant of `frames`, there is memory, with its struct page.
         let folio = unsafe { bindings::famfs_dax_folio_get(pfn, self.mapping(), index, order) };
         // INVARIANT: A reference was taken.
         NonNull::new(folio).map(Folio)
@@ -307,9 +329,9 @@ pub(super) unsafe fn huge<P: FmapProvider>(
     }
     let section = Section::enter();
     let first = fault.pgoff & !(HUGE - 1);
-    let pfn = fault.memory(&section, first..first.wrapping_add(HUGE))?;
+    let frames = fault.memory(&section, first..first.wrapping_add(HUGE))?;
     let order = bindings::RUST_CONST_HELPER_PMD_ORDER;
-    let folio = fault.folio(&section, pfn, first, order)?;
+    let folio = fault.folio(&frames, first, order)?;
     // SAFETY: As above.
     if !unsafe { bindings::famfs_pmd_is_none(vmf) } {
         return None;
@@ -333,10 +355,10 @@ pub(super) unsafe fn small<P: FmapProvider>(
     if !cow && !fault.is_marked() && fault.file.head.gate().is_open() {
         let section = Section::enter();
         let next = fault.pgoff.wrapping_add(1);
-        if let Some(pfn) = fault.memory(&section, fault.pgoff..next) {
-            if let Some(folio) = fault.folio(&section, pfn, fault.pgoff, 0) {
-                // SAFETY: By the function's own requirement.
-                return Some(unsafe { fault.insert_around(vmf, &section, pfn, folio) });
+        if let Some(frames) = fault.memory(&section, fault.pgoff..next) {
+            if let Some(folio) = fault.folio(&frames, fault.pgoff, 0) {
+                // SAFETY: By the function's own requirement; the folio is that of `pgoff`.
+                return Some(unsafe { fault.insert_around(vmf, &section, folio) });
             }
         }
     }
@@ -345,34 +367,38 @@ pub(super) unsafe fn small<P: FmapProvider>(
 }
 
 impl<P: FmapProvider> Fault<'_, P> {
-    /// Maps the page of the fault, at `pfn`, and those around it that are prepared. No huge entry
-    /// can be there: the whole of it would be one folio.
+    /// Maps the page of the fault, and those around it that are prepared. No huge entry can be
+    /// there: the whole of it would be one folio.
     ///
     /// # Safety
     ///
-    /// `vmf` is that of [`new`](Self::new).
+    /// `vmf` is that of [`new`](Self::new), and `folio` that of its page.
     #[inline(never)]
     unsafe fn insert_around(
         &self,
         vmf: *mut bindings::vm_fault,
         section: &Section,
-        pfn: usize,
         folio: Folio,
     ) -> bindings::vm_fault_t {
         let _nofs = NoFs::enter();
-        // SAFETY: The fault is valid, and so is the folio; it is its own only page.
+        // SAFETY: By the function's own requirement. The folio is its own only page.
         let done =
             unsafe { bindings::vmf_insert_page_mkwrite(vmf, folio.0.as_ptr().cast(), false) };
         if done != bindings::vm_fault_reason_VM_FAULT_NOPAGE {
             return done;
         }
+        let window = self.window();
+        if window.len() <= 1 {
+            return done;
+        }
+        let Some(frames) = self.memory(section, window) else {
+            return done;
+        };
         // SAFETY: By the function's own requirement.
         let mut near = unsafe { *vmf };
-        for index in self.window().filter(|index| *index != self.pgoff) {
+        for index in frames.pages.clone().filter(|index| *index != self.pgoff) {
             let distance = index.wrapping_sub(self.pgoff);
-            // Maps consist of aligned units that are larger than a window.
-            let pfn = pfn.wrapping_add(distance);
-            if let Some(folio) = self.folio(section, pfn, index, 0) {
+            if let Some(folio) = self.folio(&frames, index, 0) {
                 near.__bindgen_anon_1.address = self.address.wrapping_add(distance << PAGE_SHIFT);
                 // SAFETY: As above, for another address of the vma. What can't be mapped is left to
                 // a fault of its own.

@@ -96,6 +96,9 @@ pub(crate) trait FmapProvider: Sized + Send + Sync + 'static {
     /// The same in all cases, or why it can't be had.
     fn map(file: FileRef<'_, Self::File>, pos: u64) -> Result<Mapping<'_, Self::Holder>>;
 
+    /// The memory behind a file from byte `pos` on, in whatever state it is. Waits for nobody.
+    fn place(file: FileRef<'_, Self::File>, pos: u64) -> Option<Mapping<'_, Self::Holder>>;
+
     /// Reads from `pos` on into `iter`, and returns how many bytes.
     fn read(file: FileRef<'_, Self::File>, pos: u64, iter: &mut IovIterDest<'_>) -> Result<usize>;
 
