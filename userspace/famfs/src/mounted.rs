@@ -196,7 +196,11 @@ fn map(path: &Path, len: u64) -> anyhow::Result<Region> {
 /// Map the first `len` bytes of `file`, which is at `path`.
 pub fn map_open(file: &File, path: &Path, len: u64, writable: bool) -> anyhow::Result<Region> {
     // Another host may have changed the superblock that says so. Behind its end a file has no memory: SIGBUS.
-    let found = file.metadata()?.len();
+    let found = file.metadata().map_err(|error| {
+        // What the kernel has cached of the attributes may be no longer valid: then this asks the server.
+        Errno::from_io_error(&error).map_or(error.into(), |errno| stat_error(path, errno))
+    });
+    let found = found?.len();
     if found < len {
         let path = path.display();
         let text = format!(
