@@ -219,7 +219,7 @@ pub fn table(profiles: &[Profile], all: bool) -> String {
 
     let mut text = "| |".to_owned();
     for Profile { row, .. } in profiles {
-        let _ = write!(text, " {} |", row.operation);
+        let _ = write!(text, " {}: {} |", row.subject, row.operation);
     }
     let _ = writeln!(text, "\n| --- |{}", " ---: |".repeat(profiles.len()));
     let mut line = |name: &str, figure: &dyn Fn(&Profile) -> i64| {

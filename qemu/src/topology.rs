@@ -98,23 +98,23 @@ pub const CLIENT: Topology = Topology {
     kit: &KIT,
 };
 
-/// For `make bench`: four daxdevs on plain memory, one of them large enough for 10,000 files, and one for an
-/// XFS whose parts hold a file of 1 GiB each. Memory that nobody touches costs the host nothing.
+/// For `make bench`: four daxdevs on plain memory, one of them large enough for 10,000 files. Memory that nobody touches
+/// costs the host nothing.
 pub const BENCH: Topology = Topology {
     name: "bench",
     qemu: &[
         "-object",
-        "memory-backend-ram,id=ram,size=37G,reserve=off",
+        "memory-backend-ram,id=ram,size=32G,reserve=off",
         "-machine",
         "q35,memory-backend=ram",
         "-m",
-        "37G",
+        "32G",
     ],
     kernel: &[
         "memmap=21504M!4G",
         "memmap=1G!26112M",
         "memmap=1G!27648M",
-        "memmap=6G!29184M",
+        "memmap=1536M!29184M",
         "kunit.enable=0",
         "nokaslr",
         "norandmaps",

@@ -42,8 +42,8 @@ pub fn run(report: &mut Report, guest: &Guest) -> Result<()> {
     }
     famfs::all_maps(report, guest, &famfs::maps())?;
     famfs::tool_made(report, &guest.devices[0])?;
-    for (name, program, args, options) in FILE_SYSTEMS {
-        let disk = dax::make_pmem(OTHER)?;
+    for (name, region, program, args, options) in FILE_SYSTEMS {
+        let disk = dax::make_pmem(region)?;
         let args: Vec<&str> = args.iter().copied().chain([disk.as_str()]).collect();
         dax::run(program, &args)?;
         other_dax(report, name, &disk, options)?;
@@ -120,10 +120,12 @@ pub fn open(path: &str) -> Result<File> {
         .with_context(|| path.to_owned())
 }
 
-/// Name, mkfs and its arguments, mount options. Aligned and striped so that a large file gets extents of 2 MiB.
-const FILE_SYSTEMS: [(&str, &str, &[&str], &str); 2] = [
+/// Name, device, mkfs and its arguments, mount options. Aligned and striped so that a large file gets extents of 2 MiB;
+/// XFS on the large device, where the file lies in one allocation group.
+const FILE_SYSTEMS: [(&str, usize, &str, &[&str], &str); 2] = [
     (
         "ext4",
+        OTHER,
         "mkfs.ext4",
         &[
             "-q",
@@ -137,6 +139,7 @@ const FILE_SYSTEMS: [(&str, &str, &[&str], &str); 2] = [
     ),
     (
         "xfs",
+        0,
         "mkfs.xfs",
         &["-q", "-f", "-m", "reflink=0", "-d", "su=2m,sw=1"],
         "dax=always",
