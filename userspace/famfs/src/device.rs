@@ -77,6 +77,8 @@ pub enum DeviceError {
     NoFsdevDriver(PathBuf),
     #[error("{0} did not go to fsdev mode: it is {1:?} now; `dmesg` says why")]
     NotSwitched(PathBuf, Mode),
+    #[error("{0} is in use by another mount or file system; `findmnt -S {0}`")]
+    Busy(PathBuf),
     #[error("{0}: {1}")]
     Io(PathBuf, io::Error),
 }

@@ -22,10 +22,14 @@ use crate::channel::Channel;
 use crate::fmap::AU;
 use crate::runner::Guest;
 use crate::sys::{Kind, Mapping};
-use crate::tool::{famfs, Connection};
+use crate::tool::{famfs, mkfs, Connection};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("handovers_under_load", handovers_under_load),
+    (
+        "a_daxdev_may_be_another_by_then",
+        a_daxdev_may_be_another_by_then,
+    ),
     (
         "failed_handover_changes_nothing",
         failed_handover_changes_nothing,
@@ -282,6 +286,37 @@ fn handovers_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         pid = next;
         Ok(())
     })
+}
+
+/// A successor knows the daxdevs by their uuids; not one that the mount holds, which is the same for sure.
+fn a_daxdev_may_be_another_by_then(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 2)?;
+    let (both, plain) = (at("both"), at("plain"));
+    famfs(&["creat", "--size", "4m", "--nstrips", "2", "-r", &both])?;
+    famfs(&["creat", "--size", "2m", "-r", &plain])?;
+    umount()?;
+    mounted.mount()?;
+    let hand_over = || famfs(&["server", "handover", MOUNTPOINT]);
+    hand_over().context("the second not held")?;
+    famfs(&["verify", &both, &plain])?;
+    hand_over().context("both held")?;
+    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    famfs(&["verify", &both, &plain])?;
+    umount()?;
+    mounted.mount()?;
+    // The mount has opened nothing there, so the device is free for another file system.
+    mkfs(&["--force", &mounted.ready.paths[1]])?;
+    hand_over().context("another file system")?;
+    let errno = File::open(&both)
+        .err()
+        .and_then(|error| error.raw_os_error());
+    ensure_eq!(
+        errno,
+        Some(libc::ENODEV),
+        "errno of an open on the lost daxdev"
+    );
+    famfs(&["verify", &plain])?;
+    umount()
 }
 
 /// A successor that does not come up leaves the old server where it is.

@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use famfs_fuse::DevFuse;
-use famfs_media::{Role, Superblock};
+use famfs_media::{Daxdev, Role, Superblock};
 
 use super::control::Socket;
 use super::handover::{Descriptors, Estate};
 use super::kept::{Changed, LogCopy};
 use super::logplay::Player;
+use super::members;
 use super::namespace::Namespace;
 use super::opener::Opener;
 use super::ops::Server;
@@ -67,6 +68,7 @@ pub struct Heir {
     pub summary: Summary,
     server: Arc<Server>,
     superblock: Superblock,
+    daxdevs: Vec<Daxdev>,
     copy: LogCopy,
     parents: BTreeSet<u64>,
 }
@@ -89,6 +91,7 @@ impl Heir {
         let (changed, paths) = Changed::adopt(descriptors.attributes.try_clone()?)?;
         let (superblock, replay) = copy.replay(device.size)?;
         let summary = Summary::of(&superblock, &replay, options);
+        let daxdevs = replay.daxdevs.clone();
         let mut namespace = Namespace::meta_only(superblock.log_len);
         namespace.set_superblock(&superblock);
         let parents = namespace.set_replay(replay);
@@ -100,6 +103,7 @@ impl Heir {
             summary,
             server: Arc::new(server),
             superblock,
+            daxdevs,
             copy,
             parents,
         })
@@ -112,6 +116,9 @@ impl Heir {
         options: &Options,
     ) -> anyhow::Result<(Session, Socket, Arc<Player>)> {
         let channels = channels(&descriptors)?;
+        // Now that nobody answers: looking at a device keeps the mount from taking it meanwhile.
+        let lost = members::lost(&self.superblock, &self.daxdevs, self.server.devices());
+        self.server.set_lost(lost);
         let notifier = channels.first().context("no channel")?.new_channel();
         let player = Arc::new(Player {
             server: self.server,

@@ -2,11 +2,14 @@
 //! Which dax devices of this host are the daxdevs of a file system. Their paths differ from host to host; the uuids in
 //! their superblocks do not.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use anyhow::Context;
 use famfs_media::{Daxdev, Replay, Superblock, LOG_LEN_MIN, SUPERBLOCK_BYTES};
 
 use super::meta::MetaAccess;
-use crate::device::{self, DaxDevice, Mode};
+use crate::device::{self, DaxDevice, DeviceError, Mode};
 use crate::exit::{fail, Exit};
 use crate::log;
 
@@ -41,6 +44,47 @@ pub fn find(
         found.push(pick(superblock, daxdev, &candidates)?);
     }
     Ok(found)
+}
+
+/// Which daxdevs are no longer what is at these paths, by index, where the mount has gone on without a server. One in
+/// use is held by this mount, which asks for it no more, or by another, which keeps it from this one.
+pub fn lost(superblock: &Superblock, daxdevs: &[Daxdev], paths: &[PathBuf]) -> BTreeSet<u16> {
+    let mut lost = BTreeSet::new();
+    for (index, path) in (0u16..).zip(paths).skip(1) {
+        let daxdev = daxdevs
+            .iter()
+            .find(|daxdev| daxdev.index == u32::from(index));
+        if let Err(error) = still_is(superblock, daxdev, || identity(&device::open(path)?)) {
+            let path = path.display();
+            tracing::error!(
+                "files on daxdev {index} can't be opened until the next mount: {path}: {error:#}"
+            );
+            lost.insert(index);
+        }
+    }
+    lost
+}
+
+/// Whether the device that `look` gives the superblock of is `daxdev`, or is in use.
+fn still_is(
+    superblock: &Superblock,
+    daxdev: Option<&Daxdev>,
+    look: impl FnOnce() -> anyhow::Result<Superblock>,
+) -> anyhow::Result<()> {
+    let found = match look() {
+        Err(error) if is_busy(&error) => return Ok(()),
+        found => found?,
+    };
+    let uuids = (found.fs_uuid, found.dev_uuid);
+    match daxdev {
+        Some(daxdev) if uuids == (superblock.fs_uuid, daxdev.uuid) => Ok(()),
+        _ => anyhow::bail!("it has another uuid by now, {}", found.dev_uuid),
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| matches!(cause.downcast_ref(), Some(DeviceError::Busy(_))))
 }
 
 /// The dax devices of this host that could be further daxdevs, with their superblocks. One that can't be looked at is
@@ -116,6 +160,25 @@ mod tests {
         };
         let [fs, dev] = [fs, dev].map(Uuid::from_u128);
         Superblock::new(LOG_LEN_MIN, fs, dev, Uuid::nil(), dax)
+    }
+
+    #[test]
+    fn a_path_may_lead_to_another_device_by_now() {
+        let daxdev = Daxdev {
+            index: 1,
+            size: 64 << 20,
+            uuid: Uuid::from_u128(11),
+        };
+        let found = |look: anyhow::Result<Superblock>| {
+            still_is(&superblock(1, 10), Some(&daxdev), || look).is_ok()
+        };
+        assert!(found(Ok(superblock(1, 11))));
+        assert!(!found(Ok(superblock(1, 12))));
+        assert!(!found(Ok(superblock(2, 11))));
+        let error = |error: DeviceError| Err(anyhow::Error::from(error).context("/dev/dax1.0"));
+        assert!(found(error(DeviceError::Busy("/dev/dax1.0".into()))));
+        assert!(!found(error(DeviceError::Missing("/dev/dax1.0".into()))));
+        assert!(still_is(&superblock(1, 10), None, || Ok(superblock(1, 11))).is_err());
     }
 
     #[test]

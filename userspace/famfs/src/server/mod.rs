@@ -45,7 +45,7 @@ use famfs_fuse::Errno;
 use famfs_media::{Replay, Role, Superblock, LOG_LEN_MIN, SUPERBLOCK_LEN};
 use rustix::fs::{makedev, statx, AtFlags, StatxFlags};
 
-use crate::device::DaxDevice;
+use crate::device::{DaxDevice, DeviceError};
 use crate::exit::{fail, Exit};
 use crate::system;
 use control::Socket;
@@ -249,10 +249,7 @@ fn access_error(device: &DaxDevice, error: anyhow::Error) -> anyhow::Error {
     let name = device.path.display();
     let errno = error.downcast_ref().and_then(Errno::from_io_error);
     if errno == Some(Errno::BUSY) {
-        return fail(
-            Exit::Device,
-            format!("{name} is in use by another mount or file system; `findmnt -S {name}`"),
-        );
+        return DeviceError::Busy(device.path.clone()).into();
     }
     error.context(format!("superblock and log of {name}"))
 }

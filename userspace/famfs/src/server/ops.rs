@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the server answers. Data never passes here: reads, writes and faults stay in the kernel.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ pub struct Server {
     source: PathBuf,
     /// Paths of the daxdevs by index, once all are known.
     devices: OnceLock<Vec<PathBuf>>,
+    /// Indices of daxdevs whose paths lead elsewhere by now.
+    lost: OnceLock<BTreeSet<u16>>,
     /// What a memory error takes away; None leaves it to the kernel module.
     failure: Option<Policy>,
     namespace: RwLock<Namespace>,
@@ -50,6 +53,7 @@ impl Server {
             source,
             failure,
             devices: OnceLock::new(),
+            lost: OnceLock::new(),
             namespace,
             counters: Counters::default(),
         }
@@ -58,6 +62,11 @@ impl Server {
     /// Says which the daxdevs are. The first call counts.
     pub fn set_devices(&self, paths: Vec<PathBuf>) {
         let _ = self.devices.set(paths);
+    }
+
+    /// Says which daxdevs are not to be had. The first call counts.
+    pub fn set_lost(&self, lost: BTreeSet<u16>) {
+        let _ = self.lost.set(lost);
     }
 
     /// Paths of the daxdevs by index, as far as they are known.
@@ -218,6 +227,9 @@ impl Server {
     fn get_daxdev(&self, index: u64) -> Answer {
         let index = u16::try_from(index).map_err(|_| Errno::INVAL)?;
         let path = self.devices().get(usize::from(index)).ok_or(Errno::INVAL)?;
+        if self.lost.get().is_some_and(|lost| lost.contains(&index)) {
+            return Err(Errno::NODEV);
+        }
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
         let reply =
             famfs_fmap::daxdev_reply(index, &path, self.failure).ok_or(Errno::NAMETOOLONG)?;
