@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reads a guest's channel: KTAP, and the comments `# step:`, `# say:`, `# why:`, `# qmp:`, `# tell:`,
-//! `# kill the other` and `# done` of the guest's init.
+//! `# appends:`, `# kill the other` and `# done` of the guest's init.
 
 /// What one line of the channel means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Event {
     Tell(String),
     /// The other guest is to be killed.
     KillPeer,
+    /// This guest is about to add so many entries to the log at once, and waits for a word before.
+    Appends(u64),
     /// A command for QEMU, which the guest waits for.
     Qmp(String),
     /// A figure: subject, operation, number.
@@ -82,6 +84,11 @@ fn parse_comment(comment: &str) -> Event {
         Event::Tell(text(rest))
     } else if comment == "kill the other" {
         Event::KillPeer
+    } else if let Some(count) = comment
+        .strip_prefix("appends: ")
+        .and_then(|n| n.parse().ok())
+    {
+        Event::Appends(count)
     } else if let Some(rest) = comment.strip_prefix("qmp: ") {
         Event::Qmp(text(rest))
     } else if let Some(row) = comment.strip_prefix("row: ").and_then(parse_row) {

@@ -15,6 +15,7 @@ mod qemu;
 mod qmp;
 mod report;
 mod run;
+mod snapshots;
 mod tally;
 mod tools;
 mod topology;
@@ -145,6 +146,7 @@ fn run_verb(cli: Cli) -> Result<()> {
                 .context("no kernel given: set BZIMAGE (make kernel builds one)")?,
             stock_kernel: parts.bzimage_stock.clone().filter(|path| path.is_file()),
             images: Images::new(parts),
+            famfs: parts.famfs.clone(),
             logs: parts.initrd()?.with_extension("logs"),
         })
     };

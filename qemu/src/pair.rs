@@ -15,28 +15,35 @@ use crate::console::Console;
 use crate::guest::{Ending, Limits, Reaper};
 use crate::ktap::{self, Event};
 use crate::qemu::Machine;
+use crate::snapshots::Snapshots;
 
-/// The memory of both, gone with this.
-pub struct SharedMemory(PathBuf);
+/// The memory of both, gone with this: files and their sizes.
+#[derive(Default)]
+pub struct SharedMemory(Vec<(PathBuf, u64)>);
 
 impl SharedMemory {
-    /// A sparse file in memory.
-    pub fn new(size: u64) -> Result<Self> {
-        let path = PathBuf::from(format!("/dev/shm/famfs-rs-{}", std::process::id()));
-        let file = File::create(&path).with_context(|| path.display().to_string())?;
-        let memory = Self(path);
-        file.set_len(size).context("size of the shared memory")?;
+    /// Sparse files in memory.
+    pub fn new(sizes: &[u64]) -> Result<Self> {
+        let mut memory = Self::default();
+        for (index, &size) in sizes.iter().enumerate() {
+            let path = PathBuf::from(format!("/dev/shm/famfs-rs-{}.{index}", std::process::id()));
+            let file = File::create(&path).with_context(|| path.display().to_string())?;
+            memory.0.push((path, size));
+            file.set_len(size).context("size of the shared memory")?;
+        }
         Ok(memory)
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub fn files(&self) -> Vec<(PathBuf, u64)> {
         self.0.clone()
     }
 }
 
 impl Drop for SharedMemory {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        for (path, _) in &self.0 {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -60,7 +67,11 @@ pub struct Outcome {
 type Line = (usize, Option<String>);
 
 /// Boots both machines; gives what each reported and how its run ended.
-pub fn run(machines: [&Machine; 2], limits: Limits) -> Result<[(Outcome, Ending); 2]> {
+pub fn run(
+    machines: [&Machine; 2],
+    limits: Limits,
+    snapshots: &mut Snapshots,
+) -> Result<[(Outcome, Ending); 2]> {
     for machine in machines {
         let _ = fs::remove_file(&machine.console);
     }
@@ -68,7 +79,7 @@ pub fn run(machines: [&Machine; 2], limits: Limits) -> Result<[(Outcome, Ending)
     let mut sides = [Some(start(0, machines[0], &sender)?), None];
     let mut outcomes = [Outcome::default(), Outcome::default()];
     let boot = |index: usize| start(index, machines[index], &sender);
-    let mut faults = follow(&mut sides, &mut outcomes, &lines, limits, boot)?;
+    let mut faults = follow(&mut sides, &mut outcomes, &lines, limits, snapshots, boot)?;
     drop(sides);
     let mut endings = machines.map(|machine| Ending {
         faults: Console::new(machine.console.clone()).last_defects(),
@@ -110,6 +121,7 @@ fn follow(
     outcomes: &mut [Outcome; 2],
     lines: &Receiver<Line>,
     limits: Limits,
+    snapshots: &mut Snapshots,
     boot: impl Fn(usize) -> Result<Side>,
 ) -> Result<Vec<String>> {
     let started = Instant::now();
@@ -142,6 +154,16 @@ fn follow(
                     // One that is gone hears nothing; that shows in its results.
                     let _ = writeln!(side.stdin, "{text}");
                     let _ = side.stdin.flush();
+                }
+            }
+            Event::Appends(count) => {
+                if let Some(side) = &mut sides[index] {
+                    let answer = snapshots.judge();
+                    let _ = writeln!(side.stdin, "{answer}");
+                    let _ = side.stdin.flush();
+                    if count > 0 {
+                        snapshots.take(&side.reaper.0, count);
+                    }
                 }
             }
             Event::KillPeer => {

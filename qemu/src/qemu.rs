@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::topology::{self, Topology};
+use crate::topology::Topology;
 
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// The first QEMU with volatile CXL memory.
@@ -57,8 +57,8 @@ pub struct Machine<'a> {
     pub cpus: Cpus,
     /// For the debug tier's kernel.
     pub debug: bool,
-    /// A file that is this guest's NVDIMM, and another's.
-    pub nvdimm: Option<PathBuf>,
+    /// Files that are this guest's NVDIMMs, and another's, with their sizes.
+    pub nvdimms: Vec<(PathBuf, u64)>,
 }
 
 impl Machine<'_> {
@@ -114,13 +114,14 @@ impl Machine<'_> {
         command.args(self.cpus.arguments());
         command.args(["-nodefaults", "-no-reboot", "-display", "none"]);
         command.args(self.topology.qemu);
-        if let Some(path) = &self.nvdimm {
-            let size = topology::SHARED_BYTES;
+        for (slot, (path, size)) in self.nvdimms.iter().enumerate() {
             let path = path.display();
             command.arg("-object").arg(format!(
-                "memory-backend-file,id=shared,share=on,mem-path={path},size={size}"
+                "memory-backend-file,id=shared{slot},share=on,mem-path={path},size={size}"
             ));
-            command.args(["-device", "nvdimm,memdev=shared,id=nvdimm0"]);
+            command
+                .arg("-device")
+                .arg(format!("nvdimm,memdev=shared{slot},id=nvdimm{slot}"));
         }
         if self.debug {
             // It keeps books on all of its memory. This is the last word on the size; what else was said with -m stays.

@@ -11,6 +11,7 @@ use crate::guest::{self, Limits};
 use crate::ktap::Event;
 use crate::pair::{self, SharedMemory};
 use crate::qemu::{Cpus, Machine};
+use crate::snapshots::Snapshots;
 use crate::tally::Tally;
 use crate::topology::{self, Topology};
 use crate::Images;
@@ -31,6 +32,8 @@ pub struct Booter<'a> {
     pub kernel: PathBuf,
     pub stock_kernel: Option<PathBuf>,
     pub images: Images<'a>,
+    /// The famfs binary, for what the host does with it.
+    pub famfs: Option<PathBuf>,
     pub logs: PathBuf,
 }
 
@@ -58,7 +61,7 @@ impl Booter<'_> {
             console,
             cpus: Cpus::Two,
             debug: false,
-            nvdimm: None,
+            nvdimms: Vec::new(),
         })
     }
 }
@@ -263,7 +266,10 @@ fn run_pair(booter: &Booter, order: Order, tally: &mut Tally) -> Result<()> {
     if !"two.master two.client".contains(order.only) && !order.only.starts_with("two.") {
         return Ok(());
     }
-    let memory = SharedMemory::new(topology::SHARED_BYTES)?;
+    let memory = SharedMemory::new(&topology::SHARED_BYTES)?;
+    let nvdimms = memory.files();
+    let famfs = booter.famfs.clone().context("no famfs given: set FAMFS")?;
+    let mut snapshots = Snapshots::new(&nvdimms[0].0, famfs, order.seed)?;
     let machine = |topology: &'static Topology| -> Result<Machine> {
         let job = Job {
             name: "two",
@@ -275,12 +281,16 @@ fn run_pair(booter: &Booter, order: Order, tally: &mut Tally) -> Result<()> {
         let name = format!("two.{}", topology.name);
         let mut machine = booter.machine(topology, &booter.kernel, &name, plan)?;
         machine.debug = order.debug;
-        machine.nvdimm = Some(memory.path());
+        machine.nvdimms.clone_from(&nvdimms);
         Ok(machine)
     };
-    let machines = [machine(&topology::MASTER)?, machine(&topology::CLIENT)?];
+    let mut machines = [machine(&topology::MASTER)?, machine(&topology::CLIENT)?];
+    machines[1].nvdimms = topology::CLIENT_SLOTS
+        .iter()
+        .map(|&index| nvdimms[index].clone())
+        .collect();
     let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
-    let outcomes = pair::run([&machines[0], &machines[1]], limits)?;
+    let outcomes = pair::run([&machines[0], &machines[1]], limits, &mut snapshots)?;
     for (name, (outcome, ending)) in ["two.master", "two.client"].iter().zip(outcomes) {
         let mut run = tally.run(name);
         outcome.events.iter().for_each(|event| run.record(event));

@@ -75,26 +75,28 @@ pub const CXL: Topology = Topology {
     kit: &KIT,
 };
 
-/// Bytes of the memory that two hosts share: room for 1,000 files of an allocation unit and more.
-pub const SHARED_BYTES: u64 = 4 << 30;
+/// Bytes of the NVDIMMs that two hosts share. The first has room for 1,000 files of an allocation unit and more.
+pub const SHARED_BYTES: [u64; 4] = [4 << 30, 256 << 20, 384 << 20, 512 << 20];
+/// Which of them is in the first, second, ... slot of the second host, where so each has another name.
+pub const CLIENT_SLOTS: [usize; 4] = [2, 0, 3, 1];
 
-const NVDIMM: &[&str] = &["-machine", "q35,nvdimm=on", "-m", "1G,slots=2,maxmem=8G"];
+const NVDIMM: &[&str] = &["-machine", "q35,nvdimm=on", "-m", "1G,slots=4,maxmem=16G"];
 
-/// The first of two hosts with one memory, an NVDIMM.
+/// The first of two hosts with one memory, four NVDIMMs.
 pub const MASTER: Topology = Topology {
     name: "master",
     qemu: NVDIMM,
     kernel: &[],
-    memory: "pmem1",
+    memory: "pmem4",
     kit: &KIT,
 };
 
-/// The second one, which finds the namespace that the first has made.
+/// The second one, which finds the namespaces that the first has made.
 pub const CLIENT: Topology = Topology {
     name: "client",
     qemu: NVDIMM,
     kernel: &[],
-    memory: "found1",
+    memory: "found4",
     kit: &KIT,
 };
 

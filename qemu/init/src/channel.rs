@@ -77,6 +77,13 @@ impl Channel {
         Ok(())
     }
 
+    /// Says that so many entries will be appended at once, has the harness judge what it has seen of those before, and
+    /// gives its verdict.
+    pub fn appends(&mut self, count: usize) -> Result<String> {
+        self.comment("appends", &count.to_string());
+        self.hear()
+    }
+
     /// Has the other guest killed, as by a loss of power.
     pub fn kill_the_other(&mut self) {
         self.line("# kill the other");

@@ -21,8 +21,8 @@ pub enum Memory {
     None,
     /// That many pmem regions, one devdax namespace on each.
     Pmem(usize),
-    /// One devdax namespace, which another host has made.
-    Found,
+    /// That many devdax namespaces, which another host has made.
+    Found(usize),
     /// One region over one CXL type-3 device.
     Cxl,
 }
@@ -73,10 +73,10 @@ impl Plan {
                 Some("pmem1") => Memory::Pmem(1),
                 Some("pmem2") => Memory::Pmem(2),
                 Some("pmem4") => Memory::Pmem(4),
-                Some("found1") => Memory::Found,
+                Some("found4") => Memory::Found(4),
                 Some("cxl") => Memory::Cxl,
                 other => {
-                    bail!("famfs.memory={other:?}: expected none, pmem1, pmem2, pmem4, found1 or cxl")
+                    bail!("famfs.memory={other:?}: expected none, pmem1, pmem2, pmem4, found4 or cxl")
                 }
             },
             name: value("famfs.name").unwrap_or("guest").to_owned(),

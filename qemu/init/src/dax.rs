@@ -136,7 +136,7 @@ pub fn set_up(memory: Memory) -> Result<Vec<DaxDev>> {
             }
             count
         }
-        Memory::Found => 1,
+        Memory::Found(count) => count,
         Memory::Cxl => {
             create_cxl_region()?;
             1

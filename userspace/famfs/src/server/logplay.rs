@@ -129,6 +129,12 @@ impl Player {
 
     /// Replays what is new in the log. Returns how many entries are known then; fails if that is less than `target`.
     pub fn replay(&self, target: u64) -> anyhow::Result<u64> {
+        let known = self.try_replay(target);
+        self.server.counters.replayed();
+        known
+    }
+
+    fn try_replay(&self, target: u64) -> anyhow::Result<u64> {
         let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
         let (opener, copy) = &mut *tools;
         // Through a mount of its own: a file that is open through the user's would make umount(8) fail.

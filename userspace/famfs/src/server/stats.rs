@@ -12,13 +12,13 @@ use super::ops::Server;
 /// One more than the highest opcode; slot 0 counts what the table does not have.
 const SLOTS: usize = Opcode::GetDaxdev as usize + 1;
 
-/// Requests by opcode.
+/// Requests by opcode, and replays of the log.
 #[derive(Debug)]
-pub struct Counters([AtomicU64; SLOTS]);
+pub struct Counters([AtomicU64; SLOTS], AtomicU64);
 
 impl Default for Counters {
     fn default() -> Self {
-        Self([const { AtomicU64::new(0) }; SLOTS])
+        Self([const { AtomicU64::new(0) }; SLOTS], AtomicU64::new(0))
     }
 }
 
@@ -28,6 +28,11 @@ impl Counters {
         if let Some(slot) = self.0.get(opcode.map_or(0, |opcode| opcode as usize)) {
             slot.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a look at the log for new entries, when it is over.
+    pub fn replayed(&self) {
+        self.1.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Requests with this opcode so far; None counts those that the table does not have.
@@ -84,6 +89,7 @@ pub fn report(server: &Server, mountpoint: &Path) -> Value {
         "daxdevs": daxdevs,
         "entries_free": namespace.free_entries(),
         "next_index": namespace.replay().map(|replay| replay.next_index()),
+        "replays": server.counters.1.load(Ordering::Relaxed),
         "units": units,
         "units_free": free,
         "requests_total": server.counters.total(),
