@@ -3,6 +3,7 @@
 //! away misses a mapping.
 
 use std::io;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
@@ -10,6 +11,7 @@ use rustix::thread::disable_transparent_huge_pages;
 
 use super::fast::{present, two_units, BOTH, PAGE, UNIT};
 use super::fixture::{ensure_eq, pattern, ready, Ready};
+use super::poison::{DEVICE, EHWPOISON, RANGE};
 use super::Test;
 use crate::channel::Channel;
 use crate::dax::Driver;
@@ -17,9 +19,14 @@ use crate::fmap::AU;
 use crate::hostile::Rng;
 use crate::module::reload_famfs as reload;
 use crate::runner::Guest;
+use crate::server::{ServedFile, TestFs};
 use crate::sys::{Kind, Mapping};
 
-pub const TESTS: &[(&str, Test)] = &[("storm", storm), ("removal_in_a_storm", removal_in_a_storm)];
+pub const TESTS: &[(&str, Test)] = &[
+    ("storm", storm),
+    ("removal_in_a_storm", removal_in_a_storm),
+    ("failure_in_a_storm", failure_in_a_storm),
+];
 
 /// Threads that fault on the same memory in all ways, while caches are dropped and huge pages are switched off and
 /// on: every byte is always what it has to be.
@@ -189,4 +196,132 @@ fn remove_in_a_storm(guest: &Guest, ready: &Ready, round: u64) -> Result<()> {
     drop((mappings, file));
     fs.umount().context("umount after the removal")?;
     guest.devices[1].bind(Driver::Fsdev)
+}
+
+/// Memory fails while two threads fault on it, in both sizes: no fault that begins when the error has been reported maps
+/// the page, and each one says why.
+fn failure_in_a_storm(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    for (parameters, policy) in BOTH.into_iter().flat_map(|p| [(p, DEVICE), (p, RANGE)]) {
+        reload(parameters)?;
+        let ready = ready(guest)?;
+        ready.raw(1)?;
+        for round in 0..4 {
+            let step = format!("{parameters:?}, policy {policy}, failure {round}");
+            channel.step(&step);
+            fail_in_a_storm(guest, &ready, policy, round).context(step)?;
+        }
+    }
+    Ok(())
+}
+
+fn fail_in_a_storm(guest: &Guest, ready: &Ready, policy: u16, round: u64) -> Result<()> {
+    let fmap = two_units(1);
+    ready.fill(&fmap)?;
+    let files = vec![ServedFile::new("file", &fmap)];
+    let mut fs = TestFs::mount(ready.serve(files).with_policy(policy))?;
+    let file = fs.open_rw("file")?;
+    let storm = Failing {
+        lost: (Rng(guest.seed + round).below(1024)) as usize,
+        policy,
+        reported: AtomicBool::new(false),
+        faults: AtomicU64::new(0),
+    };
+    let mappings = [
+        Mapping::new(&file, 0, 2 * UNIT, Kind::SharedWrite)?,
+        Mapping::new(&file, 0, 2 * UNIT, Kind::SharedWrite)?,
+    ];
+    if round % 2 == 1 {
+        for mapping in &mappings {
+            mapping.no_huge_pages()?;
+        }
+    }
+    mappings[0].populate(true)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let storm = &storm;
+        let threads: Vec<_> = (0..)
+            .zip(&mappings)
+            .map(|(seed, mapping)| {
+                let rng = Rng(guest.seed + 10 * round + seed);
+                scope.spawn(move || storm.fault(mapping, rng))
+            })
+            .collect();
+        while storm.faults.load(Ordering::Relaxed) < 100 && !threads.iter().any(|t| t.is_finished())
+        {
+            std::thread::yield_now();
+        }
+        let pfn = ready.raw(1)?.pfn((16 * UNIT + storm.lost * PAGE) as u64);
+        let outcome = report_apart(pfn);
+        storm.reported.store(true, Ordering::SeqCst);
+        for thread in threads {
+            let done = thread.join();
+            done.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        outcome
+    })?;
+    drop((mappings, file));
+    fs.umount().context("umount after the failure")
+}
+
+/// Tells of a memory error in a process that has nothing mapped: who tells is killed if he has.
+fn report_apart(pfn: u64) -> Result<()> {
+    let command = format!("echo {pfn:#x} > /sys/kernel/debug/hwpoison/corrupt-pfn");
+    let status = Command::new("busybox")
+        .args(["sh", "-c", &command])
+        .status()?;
+    anyhow::ensure!(status.success(), "{command}: {status}");
+    Ok(())
+}
+
+/// A page is going to fail.
+struct Failing {
+    /// Its number in the file.
+    lost: usize,
+    policy: u16,
+    reported: AtomicBool,
+    faults: AtomicU64,
+}
+
+impl Failing {
+    /// Faults of all kinds, and some more after the failure.
+    fn fault(&self, mapping: &Mapping, mut rng: Rng) -> Result<()> {
+        let mut left = 60;
+        while left > 0 {
+            let pages = [1, 512][rng.below(2) as usize];
+            // Half of the small ones are of the page that is lost.
+            let first = match pages == 1 && rng.once_in(2) {
+                true => self.lost,
+                false => rng.below(1024) as usize / pages * pages,
+            };
+            let late = self.reported.load(Ordering::SeqCst);
+            let unit = first / 512 * UNIT;
+            mapping.drop_entries(unit, UNIT)?;
+            let done = mapping.populate_part(first * PAGE, pages * PAGE, rng.once_in(2));
+            self.faults.fetch_add(1, Ordering::Relaxed);
+            if !late {
+                continue;
+            }
+            left -= 1;
+            let hit = (first..first + pages).contains(&self.lost);
+            let want = match (hit, self.policy) {
+                // Page by page, from the front.
+                (true, DEVICE) if first != self.lost => Err(Some(libc::EFAULT)),
+                (true, _) => Err(Some(EHWPOISON)),
+                (false, DEVICE) => Err(Some(libc::EFAULT)),
+                (false, _) => Ok(()),
+            };
+            ensure_eq!(
+                done.map_err(|error| error.raw_os_error()),
+                want,
+                "{pages} pages from {first} on, {} lost",
+                self.lost
+            );
+            let mapped = present(mapping)?;
+            anyhow::ensure!(
+                !mapped.iter().any(|range| range.contains(&self.lost)),
+                "the lost page {} is mapped: {mapped:?}",
+                self.lost
+            );
+        }
+        Ok(())
+    }
 }
