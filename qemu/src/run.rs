@@ -82,7 +82,7 @@ enum Kind {
     Tests,
     /// On the kernel without the patch, which the debug tier has none of.
     Stock,
-    /// Two guests on one memory.
+    /// Two guests on one memory, with a scenario each.
     Pair,
     /// With two CPUs at the same time. In the debug tier alone, whose kernel patches no code, and counts its locks.
     Parallel,
@@ -139,7 +139,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "two",
         topology: &topology::MASTER,
-        scenarios: "",
+        scenarios: "master,client",
         kind: Kind::Pair,
     },
     Job {
@@ -212,7 +212,7 @@ fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Resul
         }
     };
     if job.kind == Kind::Pair {
-        return run_pair(booter, order, tally);
+        return run_pair(booter, job, order, tally);
     }
     let mut machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
     if job.kind == Kind::Parallel {
@@ -262,36 +262,40 @@ pub fn soak(booter: &Booter, time: Duration, seed: u64, debug: bool) -> Result<(
 }
 
 /// The tests of the two depend on each other, so they are all run or none.
-fn run_pair(booter: &Booter, order: Order, tally: &mut Tally) -> Result<()> {
-    if !"two.master two.client".contains(order.only) && !order.only.starts_with("two.") {
+fn run_pair(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Result<()> {
+    let (first, second) = job.scenarios.split_once(',').context("two scenarios")?;
+    let [first, second] = [first, second].map(|side| (side, format!("{}.{side}", job.name)));
+    let is_meant = |name: &str| name.contains(order.only) || order.only.starts_with(name);
+    if ![&first.1, &second.1].into_iter().any(|name| is_meant(name)) {
         return Ok(());
     }
     let memory = SharedMemory::new(&topology::SHARED_BYTES)?;
     let nvdimms = memory.files();
     let famfs = booter.famfs.clone().context("no famfs given: set FAMFS")?;
     let mut snapshots = Snapshots::new(&nvdimms[0].0, famfs, order.seed)?;
-    let machine = |topology: &'static Topology| -> Result<Machine> {
+    let machine = |topology: &'static Topology,
+                   (scenarios, name): &(&'static str, String),
+                   slots: &[usize]|
+     -> Result<_> {
         let job = Job {
-            name: "two",
+            name: job.name,
             topology,
-            scenarios: topology.name,
+            scenarios,
             kind: Kind::Tests,
         };
         let plan = job.plan(Order { only: "", ..order });
-        let name = format!("two.{}", topology.name);
-        let mut machine = booter.machine(topology, &booter.kernel, &name, plan)?;
+        let mut machine = booter.machine(topology, &booter.kernel, name, plan)?;
         machine.debug = order.debug;
-        machine.nvdimms.clone_from(&nvdimms);
+        machine.nvdimms = slots.iter().map(|&slot| nvdimms[slot].clone()).collect();
         Ok(machine)
     };
-    let mut machines = [machine(&topology::MASTER)?, machine(&topology::CLIENT)?];
-    machines[1].nvdimms = topology::CLIENT_SLOTS
-        .iter()
-        .map(|&index| nvdimms[index].clone())
-        .collect();
+    let machines = [
+        machine(&topology::MASTER, &first, &topology::MASTER_SLOTS)?,
+        machine(&topology::CLIENT, &second, &topology::CLIENT_SLOTS)?,
+    ];
     let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
     let outcomes = pair::run([&machines[0], &machines[1]], limits, &mut snapshots)?;
-    for (name, (outcome, ending)) in ["two.master", "two.client"].iter().zip(outcomes) {
+    for ((_, name), (outcome, ending)) in [first, second].iter().zip(outcomes) {
         let mut run = tally.run(name);
         outcome.events.iter().for_each(|event| run.record(event));
         run.conclude(ending);

@@ -77,7 +77,8 @@ pub const CXL: Topology = Topology {
 
 /// Bytes of the NVDIMMs that two hosts share. The first has room for 1,000 files of an allocation unit and more.
 pub const SHARED_BYTES: [u64; 4] = [4 << 30, 256 << 20, 384 << 20, 512 << 20];
-/// Which of them is in the first, second, ... slot of the second host, where so each has another name.
+/// Which of them is in the first, second, ... slot of each host. On the second, each so has another name.
+pub const MASTER_SLOTS: [usize; 4] = [0, 1, 2, 3];
 pub const CLIENT_SLOTS: [usize; 4] = [2, 0, 3, 1];
 
 const NVDIMM: &[&str] = &["-machine", "q35,nvdimm=on", "-m", "1G,slots=4,maxmem=16G"];
