@@ -17,13 +17,13 @@ BINDGEN_VERSION=0.72.1
 CARGO_MAKE_VERSION=0.37.24
 
 PACKAGES=(
-	bc bison ca-certificates clang-19 cpio debian-archive-keyring flex g++ gcc git kmod
-	libc6-dev libclang-19-dev libelf-dev libssl-dev lld-19 llvm-19 make patch perl
-	python3 rsync shellcheck xz-utils
+	bc bison ca-certificates clang-19 cpio debian-archive-keyring e2fsprogs flex g++ gcc
+	git kmod libc6-dev libclang-19-dev libelf-dev libssl-dev lld-19 llvm-19 make patch perl
+	python3 python3-pip rsync shellcheck xz-utils
 )
 # What the same needs as commands, for other distributions.
 COMMANDS=(
-	bc bison clang-19 cpio flex g++ gcc git patch perl python3 rsync ld.lld-19
+	bc bison clang-19 cpio flex g++ gcc git mke2fs patch perl pip3 python3 rsync ld.lld-19
 	llvm-ar-19 xz rustc cargo rustfmt clippy-driver bindgen qemu-system-x86_64
 )
 

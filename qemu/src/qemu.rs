@@ -59,6 +59,8 @@ pub struct Machine<'a> {
     pub debug: bool,
     /// Files that are this guest's NVDIMMs, and another's, with their sizes.
     pub nvdimms: Vec<(PathBuf, u64)>,
+    /// A disk that guests only read.
+    pub disk: Option<PathBuf>,
 }
 
 impl Machine<'_> {
@@ -122,6 +124,12 @@ impl Machine<'_> {
             command
                 .arg("-device")
                 .arg(format!("nvdimm,memdev=shared{slot},id=nvdimm{slot}"));
+        }
+        if let Some(path) = &self.disk {
+            let path = path.display();
+            command.arg("-drive").arg(format!(
+                "file={path},if=virtio,format=raw,readonly=on,file.locking=off"
+            ));
         }
         if self.debug {
             // It keeps books on all of its memory. This is the last word on the size; what else was said with -m stays.

@@ -13,6 +13,7 @@ use crate::pair::{self, SharedMemory};
 use crate::qemu::{Cpus, Machine};
 use crate::snapshots::Snapshots;
 use crate::tally::Tally;
+use crate::tools;
 use crate::topology::{self, Topology};
 use crate::Images;
 
@@ -62,6 +63,7 @@ impl Booter<'_> {
             cpus: Cpus::Two,
             debug: false,
             nvdimms: Vec::new(),
+            disk: None,
         })
     }
 }
@@ -83,7 +85,9 @@ enum Kind {
     /// On the kernel without the patch, which the debug tier has none of.
     Stock,
     /// Two guests on one memory, with a scenario each.
-    Pair,
+    Pair {
+        applications: bool,
+    },
     /// With two CPUs at the same time. In the debug tier alone, whose kernel patches no code, and counts its locks.
     Parallel,
     /// The demo, as one test. In the debug tier alone: elsewhere it has a target of its own.
@@ -140,7 +144,15 @@ const JOBS: &[Job] = &[
         name: "two",
         topology: &topology::MASTER,
         scenarios: "master,client",
-        kind: Kind::Pair,
+        kind: Kind::Pair {
+            applications: false,
+        },
+    },
+    Job {
+        name: "recipes",
+        topology: &topology::HOST_A,
+        scenarios: "host_a,host_b",
+        kind: Kind::Pair { applications: true },
     },
     Job {
         name: "stock",
@@ -159,7 +171,7 @@ const JOBS: &[Job] = &[
 impl Job {
     fn is_ordered(&self, order: Order) -> bool {
         match self.kind {
-            Kind::Tests | Kind::Pair => true,
+            Kind::Tests | Kind::Pair { .. } => true,
             Kind::Stock => !order.debug,
             Kind::Parallel => order.debug,
             Kind::Demo => order.debug && (order.only.is_empty() || order.only == self.name),
@@ -201,7 +213,7 @@ pub fn test(booter: &Booter, order: Order) -> Result<()> {
 
 fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Result<()> {
     let kernel = match (job.kind, &booter.stock_kernel) {
-        (Kind::Tests | Kind::Pair | Kind::Parallel | Kind::Demo, _) => &booter.kernel,
+        (Kind::Tests | Kind::Pair { .. } | Kind::Parallel | Kind::Demo, _) => &booter.kernel,
         (Kind::Stock, Some(kernel)) => kernel,
         (Kind::Stock, None) => {
             tally.skip(
@@ -211,8 +223,8 @@ fn run_job(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Resul
             return Ok(());
         }
     };
-    if job.kind == Kind::Pair {
-        return run_pair(booter, job, order, tally);
+    if let Kind::Pair { applications } = job.kind {
+        return run_pair(booter, job, applications, order, tally);
     }
     let mut machine = booter.machine(job.topology, kernel, job.name, job.plan(order))?;
     if job.kind == Kind::Parallel {
@@ -262,13 +274,26 @@ pub fn soak(booter: &Booter, time: Duration, seed: u64, debug: bool) -> Result<(
 }
 
 /// The tests of the two depend on each other, so they are all run or none.
-fn run_pair(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Result<()> {
+fn run_pair(
+    booter: &Booter,
+    job: &Job,
+    applications: bool,
+    order: Order,
+    tally: &mut Tally,
+) -> Result<()> {
     let (first, second) = job.scenarios.split_once(',').context("two scenarios")?;
     let [first, second] = [first, second].map(|side| (side, format!("{}.{side}", job.name)));
     let is_meant = |name: &str| name.contains(order.only) || order.only.starts_with(name);
     if ![&first.1, &second.1].into_iter().any(|name| is_meant(name)) {
         return Ok(());
     }
+    let disk = match applications.then(tools::applications).transpose() {
+        Ok(disk) => disk,
+        Err(error) => {
+            tally.fail(&format!("{}.boot", job.name), &format!("{error:#}"));
+            return Ok(());
+        }
+    };
     let memory = SharedMemory::new(&topology::SHARED_BYTES)?;
     let nvdimms = memory.files();
     let famfs = booter.famfs.clone().context("no famfs given: set FAMFS")?;
@@ -287,12 +312,20 @@ fn run_pair(booter: &Booter, job: &Job, order: Order, tally: &mut Tally) -> Resu
         let mut machine = booter.machine(topology, &booter.kernel, name, plan)?;
         machine.debug = order.debug;
         machine.nvdimms = slots.iter().map(|&slot| nvdimms[slot].clone()).collect();
+        machine.disk.clone_from(&disk);
         Ok(machine)
     };
-    let machines = [
-        machine(&topology::MASTER, &first, &topology::MASTER_SLOTS)?,
-        machine(&topology::CLIENT, &second, &topology::CLIENT_SLOTS)?,
-    ];
+    let machines = if applications {
+        [
+            machine(&topology::HOST_A, &first, &[0])?,
+            machine(&topology::HOST_B, &second, &[0])?,
+        ]
+    } else {
+        [
+            machine(&topology::MASTER, &first, &topology::MASTER_SLOTS)?,
+            machine(&topology::CLIENT, &second, &topology::CLIENT_SLOTS)?,
+        ]
+    };
     let limits = if order.debug { DEBUG_LIMITS } else { LIMITS };
     let outcomes = pair::run([&machines[0], &machines[1]], limits, &mut snapshots)?;
     for ((_, name), (outcome, ending)) in [first, second].iter().zip(outcomes) {

@@ -41,6 +41,12 @@ impl Tally {
         self.add(name, Outcome::Skipped, reason);
     }
 
+    /// A test that could not even be tried.
+    pub fn fail(&mut self, name: &str, reason: &str) {
+        self.add(name, Outcome::Failed, "");
+        println!("    {reason}");
+    }
+
     pub fn summary(&self) -> String {
         let skipped = match self.skipped {
             0 => String::new(),

@@ -101,6 +101,18 @@ pub const CLIENT: Topology = Topology {
     kit: &KIT,
 };
 
+/// Two hosts with the first NVDIMM alone.
+pub const HOST_A: Topology = Topology {
+    name: "host-a",
+    memory: "pmem1",
+    ..MASTER
+};
+pub const HOST_B: Topology = Topology {
+    name: "host-b",
+    memory: "found1",
+    ..CLIENT
+};
+
 /// For `make bench`: four daxdevs on plain memory, one of them large enough for 10,000 files. Memory that nobody touches
 /// costs the host nothing.
 pub const BENCH: Topology = Topology {

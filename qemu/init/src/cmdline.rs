@@ -73,10 +73,11 @@ impl Plan {
                 Some("pmem1") => Memory::Pmem(1),
                 Some("pmem2") => Memory::Pmem(2),
                 Some("pmem4") => Memory::Pmem(4),
+                Some("found1") => Memory::Found(1),
                 Some("found4") => Memory::Found(4),
                 Some("cxl") => Memory::Cxl,
                 other => {
-                    bail!("famfs.memory={other:?}: expected none, pmem1, pmem2, pmem4, found4 or cxl")
+                    bail!("famfs.memory={other:?}: expected none, pmem1, pmem2, pmem4, found1, found4 or cxl")
                 }
             },
             name: value("famfs.name").unwrap_or("guest").to_owned(),

@@ -32,6 +32,7 @@ mod poison;
 mod poisoned_pins;
 mod protocol;
 mod push;
+mod recipes;
 mod refusals;
 mod removal;
 mod service;
@@ -74,6 +75,8 @@ const SCENARIOS: &[(&str, &[(&str, Test)])] = &[
     ("service", service::TESTS),
     ("master", two_hosts::MASTER),
     ("client", two_hosts::CLIENT),
+    ("host_a", recipes::HOST_A),
+    ("host_b", recipes::HOST_B),
     ("mount8", mount8::TESTS),
     ("wrong_use", wrong_use::TESTS),
     ("failure", failure::TESTS),
