@@ -39,7 +39,7 @@ pub const MAIN: [&str; 6] = [
     "famfs, 1 extent: 2 MiB fault, cold read",
     "famfs, 1 extent: 2 MiB fault, warm read",
     "famfs, 1 extent: 4 KiB fault, cold read",
-    "famfs, 1 extent: 4 KiB fault, warm read",
+    "famfs, 1 extent, fast_faults=0: 2 MiB fault, warm read",
     "famfs, 1 extent: pread 64 B",
     "famfs, 1 extent: open and close, cached",
 ];

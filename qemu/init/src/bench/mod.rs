@@ -74,12 +74,14 @@ impl Rows<'_, '_> {
     }
 
     /// The median of ticks, which are instructions with QEMU's icount; nothing if there were none, since no fault was
-    /// needed.
-    fn add_median(&mut self, operation: &str, mut ticks: Vec<u64>) {
+    /// needed. Says whether there is a row.
+    fn add_median(&mut self, operation: &str, mut ticks: Vec<u64>) -> bool {
         ticks.sort_unstable();
-        if let Some(median) = ticks.get(ticks.len() / 2).filter(|ticks| **ticks > 0) {
+        let median = ticks.get(ticks.len() / 2).filter(|ticks| **ticks > 0);
+        if let Some(median) = median {
             self.add(operation, *median);
         }
+        median.is_some()
     }
 
     /// The median of single operations, which may be traced: `measure` uses the clock for what it returns, four times
@@ -99,8 +101,9 @@ impl Rows<'_, '_> {
             self.report.log_execution(false)?;
         }
         let samples = ticks.len();
-        self.add_median(operation, ticks);
+        let is_row = self.add_median(operation, ticks);
         if traced {
+            ensure!(is_row, "{row}: most of these need no fault");
             for symbol in kernel::module_symbols()? {
                 self.report.channel.symbol(&symbol);
             }
