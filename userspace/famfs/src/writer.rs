@@ -3,19 +3,22 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::Context;
 use famfs_fuse::Region;
 use famfs_media::{Body, LogHeader, Replay, Role};
 use rustix::fs::{flock, FlockOperation};
+use rustix::io::Errno;
 use uuid::Uuid;
 
 use crate::exit::{fail, Exit};
 use crate::mounted::{map_open, Mounted};
+use crate::server::control;
 use crate::{log, system};
 
-/// The right to append: the log, locked against the other processes of this host, and all it says.
+/// The right to append, which one process of this host has at a time, and all that the log says.
 pub struct Writer {
     /// The file system.
     pub mounted: Mounted,
@@ -23,19 +26,16 @@ pub struct Writer {
     pub replay: Replay,
     header: LogHeader,
     region: Region,
-    /// Holds the lock.
-    _log: File,
+    _lock: File,
 }
 
 impl Writer {
-    /// Lock the log. Fails on a host that is not the master.
+    /// Waits for those who append already. Fails on a host that is not the master.
     pub fn new(mounted: Mounted) -> anyhow::Result<Self> {
         check_master(&mounted, system::uuid())?;
         let path = mounted.root.join(".meta/.log");
         let file = open_log(&path)?;
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(io::Error::from)
-            .with_context(|| format!("locking {}", path.display()))?;
+        let lock = lock(&control::path_of(&mounted.device, "lock"), &mounted.root)?;
         let region = map_open(&file, &path, mounted.superblock.log_len, true)?;
         let header = log::header(&region, &mounted.superblock)?;
         let mut replay = Replay::new(&mounted.superblock, mounted.device_size()?);
@@ -46,7 +46,7 @@ impl Writer {
             replay,
             header,
             region,
-            _log: file,
+            _lock: lock,
         })
     }
 
@@ -68,7 +68,7 @@ impl Writer {
             replay,
             header,
             region,
-            _log: log,
+            _lock: log,
         }
     }
 
@@ -95,6 +95,28 @@ fn check_master(mounted: &Mounted, local: Option<Uuid>) -> anyhow::Result<()> {
     Err(fail(Exit::Permission, text))
 }
 
+/// Waits for the lock at `path`. It is none on the log, which everybody can open, and so lock for ever.
+fn lock(path: &Path, root: &Path) -> anyhow::Result<File> {
+    let context = || format!("locking {}", path.display());
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(context)?;
+    let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {
+            let root = root.display();
+            tracing::warn!("another famfs is adding to {root}; waiting until it is done");
+            flock(&file, FlockOperation::LockExclusive)
+        }
+        locked => locked,
+    };
+    locked.map_err(io::Error::from).with_context(context)?;
+    Ok(file)
+}
+
 fn open_log(path: &Path) -> anyhow::Result<File> {
     let opened = OpenOptions::new().read(true).write(true).open(path);
     if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem) {
@@ -108,6 +130,31 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
 mod tests {
     use super::*;
     use famfs_media::Superblock;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::mpsc::{channel, RecvTimeoutError};
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn one_adds_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dax0.0.lock");
+        let first = lock(&path, Path::new("/mnt")).unwrap();
+        let mode = first.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        let (tell, told) = channel();
+        let second = thread::spawn(move || {
+            let second = lock(&path, Path::new("/mnt"));
+            tell.send(second.is_ok()).unwrap();
+        });
+        let early = told.recv_timeout(Duration::from_millis(200));
+        assert_eq!(early, Err(RecvTimeoutError::Timeout));
+        drop(first);
+        assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(true));
+        second.join().unwrap();
+        let missing = lock(&dir.path().join("no/lock"), Path::new("/mnt")).unwrap_err();
+        assert!(missing.to_string().starts_with("locking /"), "{missing}");
+    }
 
     #[test]
     fn only_the_master_writes() {

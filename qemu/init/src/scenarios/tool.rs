@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
+use rustix::fs::{flock, FlockOperation};
 use rustix::mount::{unmount, UnmountFlags};
 use rustix::process::Signal;
 use serde_json::{json, Value};
@@ -19,6 +20,10 @@ use crate::tool::{famfs, getmap, mkfs, run, server, signal_server};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("files_appear_and_stay", files_appear_and_stay),
+    (
+        "a_lock_on_the_log_stops_nobody",
+        a_lock_on_the_log_stops_nobody,
+    ),
     (
         "raw_bytes_are_where_getmap_says",
         raw_bytes_are_where_getmap_says,
@@ -124,6 +129,17 @@ fn files_appear_and_stay(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     famfs(&["fsck", &mounted.devices[0]]).context("fsck of the device")?;
     mounted.mount()?;
     check().context("second mount")?;
+    umount()
+}
+
+/// Anybody can open the log for reading, and that is enough to lock it.
+fn a_lock_on_the_log_stops_nobody(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let _mounted = Mounted::new(guest, 1)?;
+    let log = File::open(at(".meta/.log"))?;
+    flock(&log, FlockOperation::LockExclusive)?;
+    famfs(&["mkdir", &at("dir")])?;
+    ensure!(Path::new(&at("dir")).is_dir(), "no directory was made");
+    drop(log);
     umount()
 }
 

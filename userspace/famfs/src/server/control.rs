@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,8 +29,8 @@ use super::logplay::Player;
 use super::{service, stats};
 use crate::exit::{self, code, fail, Exit};
 
-/// Where servers have their sockets.
-const SOCKET_DIR: &str = "/run/famfs";
+/// Where servers have their sockets, and writers their locks.
+const DIR: &str = "/run/famfs";
 /// How long either side may take to send or read.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a replay may take: a full log of the largest kind is read and checked.
@@ -45,8 +45,12 @@ pub struct Socket(PathBuf);
 impl Socket {
     /// Opens the socket of `player`'s server and answers on it. A successor gets the `estate`.
     pub fn open(player: Arc<Player>, estate: Estate) -> io::Result<Self> {
-        let path = path_of(Path::new(&player.server.source()));
-        fs::create_dir_all(SOCKET_DIR)?;
+        let path = path_of(Path::new(&player.server.source()), "sock");
+        // Whatever the umask is: who can make files in there can keep writers waiting.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(DIR)?;
         // Left behind by a server that was killed: this one holds the device.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -73,10 +77,10 @@ impl Drop for Socket {
     }
 }
 
-/// Path of the socket of the server of `device`.
-fn path_of(device: &Path) -> PathBuf {
+/// Path of what the mount of `device` has with this extension, in a directory that is root's.
+pub fn path_of(device: &Path, extension: &str) -> PathBuf {
     let name = device.file_name().unwrap_or_default().to_string_lossy();
-    Path::new(SOCKET_DIR).join(format!("{name}.sock"))
+    Path::new(DIR).join(format!("{name}.{extension}"))
 }
 
 fn serve(mut stream: &UnixStream, player: &Player, estate: &Estate) -> io::Result<()> {
@@ -184,14 +188,15 @@ pub fn hand_over_to(device: &Path, program: &str) -> anyhow::Result<(u64, String
 }
 
 fn ask(device: &Path, request: &str, timeout: Duration) -> anyhow::Result<Value> {
-    let mut stream = UnixStream::connect(path_of(device)).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            let text =
-                "its server is gone; `umount` it and mount it again (open files go on working)";
-            fail(Exit::Failed, text)
-        }
-        _ => error.into(),
-    })?;
+    let mut stream =
+        UnixStream::connect(path_of(device, "sock")).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                let text =
+                    "its server is gone; `umount` it and mount it again (open files go on working)";
+                fail(Exit::Failed, text)
+            }
+            _ => error.into(),
+        })?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     stream.set_read_timeout(Some(timeout))?;
     writeln!(stream, "{request}")?;
@@ -218,7 +223,7 @@ mod tests {
 
     #[test]
     fn sockets_are_named_after_devices() {
-        let path = path_of(Path::new("/dev/dax1.0"));
+        let path = path_of(Path::new("/dev/dax1.0"), "sock");
         assert_eq!(path, Path::new("/run/famfs/dax1.0.sock"));
     }
 }
