@@ -45,7 +45,7 @@ impl Mounted {
             .into_iter()
             .find(|m| m.id == stat.stx_mnt_id)
             .ok_or_else(not_famfs)?;
-        if !mount.fstype.starts_with(b"fuse") {
+        if !mount.may_be_famfs() {
             return Err(not_famfs());
         }
         let file = mount.point.join(".meta/.superblock");
@@ -145,7 +145,7 @@ fn stat_error(path: &Path, errno: Errno) -> anyhow::Error {
 pub fn mount_point(device: &Path) -> anyhow::Result<Option<PathBuf>> {
     let mount = mounts()?
         .into_iter()
-        .find(|m| m.source == device && m.fstype.starts_with(b"fuse"));
+        .find(|m| m.source == device && m.may_be_famfs());
     Ok(mount.map(|mount| mount.point))
 }
 
@@ -156,7 +156,7 @@ pub fn mount_of(path: &Path) -> anyhow::Result<Option<Mount>> {
         .canonicalize()
         .or_else(|_| std::path::absolute(path))
         .with_context(|| path.display().to_string())?;
-    let named = |m: &Mount| m.fstype.starts_with(b"fuse") && (m.point == path || m.source == path);
+    let named = |m: &Mount| m.may_be_famfs() && (m.point == path || m.source == path);
     Ok(mounts()?.into_iter().rev().find(named))
 }
 
@@ -174,7 +174,7 @@ pub fn mount_at(path: &Path) -> anyhow::Result<Mount> {
 /// All mounts of famfs that servers of this project serve.
 pub fn all() -> anyhow::Result<Vec<Mount>> {
     let mut all = mounts()?;
-    all.retain(|mount| mount.fstype == b"fuse.famfs");
+    all.retain(|mount| mount.fstype == b"fuse.famfs" && mount.may_be_famfs());
     Ok(all)
 }
 

@@ -22,6 +22,16 @@ pub struct Mount {
     pub fstype: Vec<u8>,
     /// What is mounted.
     pub source: PathBuf,
+    /// Who has mounted it; of FUSE file systems only.
+    pub user_id: Option<u32>,
+}
+
+impl Mount {
+    /// Whether it can be a famfs: by its type, which is plain `fuse` where upstream's server serves, and since root has
+    /// mounted it. Every user can mount a FUSE file system that calls itself `fuse.famfs` on /dev/dax0.0.
+    pub fn may_be_famfs(&self) -> bool {
+        matches!(&self.fstype[..], b"fuse.famfs" | b"fuse") && self.user_id == Some(0)
+    }
 }
 
 /// All mounts, earlier ones first.
@@ -50,6 +60,10 @@ fn parse_mount(line: &[u8]) -> Option<Mount> {
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let fstype = rest.next()?.to_vec();
     let source = PathBuf::from(OsString::from_vec(unescape(rest.next()?)));
+    // The kernel's comes before anything that was chosen by who mounted.
+    let mut options = rest.next()?.split(|&b| b == b',');
+    let user_id = options.find_map(|option| option.strip_prefix(b"user_id="));
+    let user_id = user_id.and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
     Some(Mount {
         id,
         device,
@@ -57,6 +71,7 @@ fn parse_mount(line: &[u8]) -> Option<Mount> {
         point,
         fstype,
         source,
+        user_id,
     })
 }
 
@@ -96,7 +111,24 @@ mod tests {
             (&mount.fstype[..], mount.source.as_path()),
             (&b"fuse.famfs"[..], Path::new("/dev/dax0.0"))
         );
+        assert_eq!(mount.user_id, Some(0));
         assert!(parse_mount(b"36 25 0:31 / /mnt rw").is_none());
         assert!(parse_mount(b"").is_none());
+    }
+    #[test]
+    fn what_a_user_has_mounted_is_no_famfs() {
+        for (kind, options, is) in [
+            ("fuse.famfs", "rw,user_id=0,group_id=0", true),
+            ("fuse", "rw,user_id=0,group_id=0,default_permissions", true),
+            ("fuse.famfs", "rw,user_id=1000,group_id=1000", false),
+            ("fuse", "rw,user_id=1000,group_id=0,user_id=0", false),
+            ("fuse.famfs", "rw", false),
+            ("fuse.famfs2", "rw,user_id=0", false),
+            ("fuseblk", "rw,user_id=0", false),
+        ] {
+            let line = format!("36 25 0:31 / /mnt rw - {kind} /dev/dax0.0 {options}");
+            let mount = parse_mount(line.as_bytes()).unwrap();
+            assert_eq!(mount.may_be_famfs(), is, "{line}");
+        }
     }
 }

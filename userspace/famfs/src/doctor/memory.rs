@@ -98,8 +98,8 @@ fn users(root: &Path, device: &DaxDevice) -> Vec<String> {
         let file = root.join(DEBUGFS.trim_start_matches('/'));
         let state = fs::read_to_string(file.join(format!("{major}:{minor}")));
         let named = format!(" name={:?} ", device.path.display().to_string());
-        let fuse = mount.fstype.starts_with(b"fuse");
-        fuse && (mount.source == device.path || state.is_ok_and(|text| text.contains(&named)))
+        mount.may_be_famfs()
+            && (mount.source == device.path || state.is_ok_and(|text| text.contains(&named)))
     };
     let mounted = mounts.iter().filter(has);
     let mounted = mounted.map(|mount| format!("mounted on {}", mount.point.display()));

@@ -72,7 +72,7 @@ const MACHINES: &[Case] = &[
         |machine| {
             machine.cxl(true);
             machine.dax("dax0.0", "fsdev_dax");
-            let mounted = "40 21 0:31 / /mnt/famfs rw - fuse.famfs /dev/dax0.0 rw\n";
+            let mounted = "40 21 0:31 / /mnt/famfs rw - fuse.famfs /dev/dax0.0 rw,user_id=0\n";
             machine.write("proc/self/mountinfo", mounted);
         },
         "",
