@@ -11,6 +11,7 @@ use famfs_media::{Kind, Tree};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::escape::escaped;
 use crate::exit::{fail, Exit};
 use crate::json;
 use crate::mounted::Mounted;
@@ -49,7 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         println!("{files} files and {directories} directories are as the log says");
     }
     for Difference { path, problem } in wrong.iter().filter(|_| !args.json) {
-        println!("{}: {problem}", path.display());
+        println!("{}: {problem}", escaped(path.display()));
     }
     match wrong.len() {
         0 => Ok(()),

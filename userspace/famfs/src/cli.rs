@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use famfs_media::Interleave;
 
+use crate::escape::escaped_lines;
 use crate::mount_helper::{self, Wish};
 use crate::server::opener;
 use crate::{
@@ -169,6 +170,10 @@ pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Option<Call>, Strin
         Err(error) if from_mount => {
             let text = error.to_string();
             return Err(text.trim_start_matches("error: ").trim_end().to_owned());
+        }
+        Err(error) if error.use_stderr() => {
+            eprint!("{}", escaped_lines(&error));
+            std::process::exit(error.exit_code())
         }
         Err(error) => error.exit(),
     };

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use famfs_media::ALLOC_UNIT;
 use serde::Serialize;
 
+use crate::escape::escaped;
 use crate::getmap::devices;
 use crate::json;
 use crate::log;
@@ -98,21 +99,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let device = row
             .device
             .as_ref()
-            .map_or("-".into(), |path| path.display().to_string());
+            .map_or("-".into(), |path| escaped(path.display()));
         let percent = row
             .used
             .saturating_mul(100)
             .checked_div(row.size)
             .unwrap_or(0);
         let (size, used, free) = (bytes(row.size), bytes(row.used), bytes(row.free));
-        let (index, mountpoint) = (row.index, row.mountpoint.display());
+        let (index, mountpoint) = (row.index, escaped(row.mountpoint.display()));
         writeln!(
             out,
             "{size:>18} {used:>18} {free:>18} {percent:>4}%  {index} {device} {mountpoint}"
         )?;
     }
     for log in &logs {
-        let (entries, capacity, mountpoint) = (log.entries, log.capacity, log.mountpoint.display());
+        let (entries, capacity, mountpoint) =
+            (log.entries, log.capacity, escaped(log.mountpoint.display()));
         writeln!(
             out,
             "{entries} of {capacity} log entries of {mountpoint} are used"

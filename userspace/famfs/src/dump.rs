@@ -9,6 +9,7 @@ use serde::ser::{Error, SerializeSeq};
 use serde::{Serialize, Serializer};
 use serde_json::{json, Map, Value};
 
+use crate::escape::escaped;
 use crate::image::Image;
 
 /// Options of dump.
@@ -31,7 +32,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let Dump { superblock, log } = Dump::new(&image);
-    writeln!(out, "superblock {superblock}")?;
+    // JSON leaves some control characters as they are.
+    writeln!(out, "superblock {}", escaped(superblock))?;
     writeln!(
         out,
         "log header {}",
@@ -39,7 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     )?;
     for piece in image.pieces() {
         for bytes in piece?.bytes.chunks_exact(ENTRY_BYTES) {
-            writeln!(out, "entry {}", entry(bytes))?;
+            writeln!(out, "entry {}", escaped(entry(bytes)))?;
         }
     }
     Ok(())

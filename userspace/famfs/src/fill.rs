@@ -11,6 +11,7 @@ use famfs_fuse::map_file;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::compared::Compared;
+use crate::escape::escaped;
 use crate::exit::{fail, Exit};
 use crate::log::Store;
 
@@ -111,7 +112,7 @@ fn splitmix(seed: u64, index: u64) -> u64 {
 
 /// A bar for `len` bytes of `what`; nothing where stderr is not a terminal.
 pub fn progress(what: &Path, len: u64) -> ProgressBar {
-    let bar = ProgressBar::new(len).with_message(what.display().to_string());
+    let bar = ProgressBar::new(len).with_message(escaped(what.display()));
     match ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,

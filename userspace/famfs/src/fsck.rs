@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use famfs_media::{Finding, LogHeader, Replay, Role, Severity, Superblock, ALLOC_UNIT};
 use serde::Serialize;
 
+use crate::escape::escaped;
 use crate::exit::{fail, Exit};
 use crate::image::Image;
 use crate::{size, system};
@@ -158,8 +159,7 @@ impl Report {
         writeln!(
             out,
             "  device       {}, {}",
-            // Any bytes, from a field that no CRC covers.
-            self.device.escape_debug(),
+            escaped(&self.device),
             bytes(self.device_bytes)
         )?;
         writeln!(

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use famfs_media::{Extent, Kind, Map};
 use serde::{Deserialize, Serialize};
 
+use crate::escape::escaped;
 use crate::exit::{fail, Exit};
 use crate::json;
 use crate::mounted::Mounted;
@@ -91,7 +92,7 @@ impl Report {
             writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
             return Ok(());
         }
-        let (file, kind) = (self.file.display(), self.map.describe());
+        let (file, kind) = (escaped(self.file.display()), self.map.describe());
         writeln!(out, "{file}: {} bytes, {kind}", self.size)?;
         Ok(self.map.print(&mut out)?)
     }
@@ -133,7 +134,7 @@ impl MapReport {
             let device = e
                 .device
                 .as_ref()
-                .map_or_else(String::new, |path| format!(" {}", path.display()));
+                .map_or_else(String::new, |path| format!(" {}", escaped(path.display())));
             writeln!(
                 out,
                 "  daxdev {}{device} offset {:#x} length {:#x}",

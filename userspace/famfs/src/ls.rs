@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use famfs_media::{Kind, Node, NodeId, Tree};
 use serde::Serialize;
 
+use crate::escape::escaped;
 use crate::exit::{fail, Exit};
 use crate::getmap::{devices, MapReport};
 use crate::json;
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         writeln!(
             out,
             "{mode} {uid:>5} {gid:>5} {size:>18} {}",
-            row.path.display()
+            escaped(row.path.display())
         )?;
         if let Some(map) = &row.map {
             map.print(&mut out)?;

@@ -15,6 +15,7 @@ mod df;
 mod docs;
 mod doctor;
 mod dump;
+mod escape;
 mod examples;
 mod exit;
 mod fill;
@@ -50,6 +51,7 @@ mod writer;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
+use escape::{escaped, escaped_lines};
 use messages::Messages;
 use tracing_subscriber::EnvFilter;
 
@@ -59,7 +61,7 @@ fn main() -> ExitCode {
         Ok(Some(call)) => call,
         Ok(None) => return ExitCode::SUCCESS,
         Err(text) => {
-            messages.error(format!("mount.famfs: {text}"));
+            messages.error(format!("mount.famfs: {}", escaped_lines(text)));
             return ExitCode::from(mount_helper::USAGE_CODE);
         }
     };
@@ -73,7 +75,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            messages.error(format!("famfs: {error:#}"));
+            messages.error(format!("famfs: {}", escaped(format_args!("{error:#}"))));
             ExitCode::from(match call.from_mount {
                 true => mount_helper::FAILURE_CODE,
                 false => exit::code(&error) as u8,

@@ -11,6 +11,7 @@ use anyhow::Context;
 use famfs_media::ALLOC_UNIT;
 use serde_json::{json, Value};
 
+use crate::escape::escaped;
 use crate::mounted;
 use crate::mountinfo::Mount;
 use crate::server::control;
@@ -141,7 +142,7 @@ fn print(out: &mut impl Write, status: &Value) -> io::Result<()> {
 /// A value for people; what a number counts is in its name.
 fn shown(key: &str, value: &Value) -> String {
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) => escaped(text),
         Value::Array(values) if values.is_empty() => "none".into(),
         Value::Array(values) => {
             let values: Vec<_> = values.iter().map(|value| shown(key, value)).collect();
@@ -191,7 +192,7 @@ mod tests {
     fn text_is_for_people() {
         let status = json!({
             "daxdevs": [{ "device": "/dev/dax0.0", "units": 8192 }],
-            "devices": ["/dev/dax0.0"], "files": 3, "units": 8192,
+            "devices": ["/dev/dax0.0\u{1b}[2J"], "files": 3, "units": 8192,
             "kernel": { "failures": [], "fmap_bytes": 2048 },
         });
         let mut out = Vec::new();
@@ -199,7 +200,7 @@ mod tests {
         let expected = "\
 daxdevs
   device /dev/dax0.0, units 8192 (16.00 GiB)
-devices         /dev/dax0.0
+devices         /dev/dax0.0\\u{1b}[2J
 files           3
 kernel
   failures      none

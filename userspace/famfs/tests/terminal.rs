@@ -10,8 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use famfs_media::{PrimaryDax, Superblock, LOG_LEN_MIN};
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::{grantpt, openpt, ptsname, unlockpt, OpenptFlags};
+use uuid::Uuid;
 
 const SIZE: u64 = 8 << 20;
 
@@ -105,6 +107,49 @@ fn names_in_json_need_not_be_utf_8() {
         rows[0]["file"].as_str().unwrap().ends_with("/caf\u{fffd}"),
         "{rows}"
     );
+}
+
+/// A shell gives the names that it finds.
+#[test]
+fn names_are_escaped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name| dir.path().join(name).to_str().unwrap().to_owned();
+    let (raw, shown) = (path("a\u{1b}[2J\u{9b}\n"), path("a\\u{1b}[2J\\u{9b}\\n"));
+    File::create(&raw).unwrap().set_len(SIZE).unwrap();
+    let said = |args: &[&str]| {
+        let output = famfs(args).output().unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let text = format!("famfs: {shown}: byte 0 is not that of the pattern with seed 0\n");
+    assert_eq!(said(&["verify", &raw]), (Some(8), text));
+    let (code, text) = said(&["chkread", "--\u{9b}2J"]);
+    assert_eq!(code, Some(2));
+    let line = "error: unexpected argument '--\\u{9b}2J' found\n";
+    assert!(text.starts_with(line), "{text:?}");
+    let bar = on_terminal(&mut famfs(&["chkread", &raw]));
+    assert!(bar.contains(r"/a\u{1b}[2J\u{9b}\n"), "{bar:?}");
+    assert!(!bar.contains(['\u{9b}']), "{bar:?}");
+}
+
+/// JSON needs no escapes for all of them.
+#[test]
+fn names_in_a_dump_are_escaped() {
+    let dax = PrimaryDax {
+        size: 64 << 20,
+        uuid: Uuid::nil(),
+        name: "\u{7f}\u{9b}2J".into(),
+    };
+    let nil = Uuid::nil();
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let superblock = Superblock::new(LOG_LEN_MIN, nil, nil, nil, dax).encode();
+    fs::write(&image, superblock).unwrap();
+    let output = famfs(&["dump"]).arg(&image).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(r#""daxdev_name":"\u{7f}\u{9b}2J""#), "{text}");
 }
 
 #[test]

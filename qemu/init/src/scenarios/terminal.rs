@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Progress of long work: on terminals, and nowhere else.
+//! Progress of long work: on terminals, and nowhere else. Names that another host has made: nowhere as they are.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,13 +11,16 @@ use rustix::mount::{mount, MountFlags};
 use rustix::pty::{grantpt, openpt, ptsname, unlockpt, OpenptFlags};
 
 use super::fixture::ensure_eq;
-use super::tool::{at, source, umount, Mounted};
+use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::runner::Guest;
-use crate::tool::run;
+use crate::tool::{famfs, run};
 
-pub const TESTS: &[(&str, Test)] = &[("progress_on_terminals_alone", progress_on_terminals_alone)];
+pub const TESTS: &[(&str, Test)] = &[
+    ("progress_on_terminals_alone", progress_on_terminals_alone),
+    ("names_are_escaped", names_are_escaped),
+];
 
 /// What `famfs ARGS`, which must succeed, writes to stderr when that is a terminal.
 fn on_terminal(args: &[&str]) -> Result<String> {
@@ -77,4 +80,26 @@ fn progress_on_terminals_alone(guest: &Guest, _channel: &mut Channel) -> Result<
     ensure!(shown.contains("/8.00 MiB"), "mkfs showed {shown:?}");
     ensure_eq!(run("famfs", &mkfs)?.stderr, "", "stderr of mkfs");
     Ok(())
+}
+
+fn names_are_escaped(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let _mounted = Mounted::new(guest, 1)?;
+    let (raw, shown) = (at("a\u{1b}[2J\u{9b}\n"), r"a\u{1b}[2J\u{9b}\n");
+    famfs(&["creat", "--randomize", "--size", "2m", &raw])?;
+    for (args, code) in [
+        (&["ls", "--map", MOUNTPOINT][..], 0),
+        (&["ls", "--recursive", MOUNTPOINT], 0),
+        (&["getmap", &raw], 0),
+        (&["verify", "--seed", "1", &raw], 8),
+        (&["creat", "--size", "4m", &raw], 1),
+        (&["mkdir", &raw], 1),
+    ] {
+        let outcome = run("famfs", args)?;
+        let said = outcome.stdout + &outcome.stderr;
+        ensure_eq!(outcome.code, Some(code), "exit code of famfs {args:?}");
+        ensure!(said.contains(shown), "famfs {args:?} said {said:?}");
+        let is_raw = |char: char| char.is_control() && char != '\n';
+        ensure!(!said.contains(is_raw), "famfs {args:?} said {said:?}");
+    }
+    umount()
 }
