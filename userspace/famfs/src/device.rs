@@ -117,6 +117,7 @@ pub fn by_name(sys: &Path, path: &Path) -> Result<DaxDevice, DeviceError> {
     let name = path
         .file_name()
         .and_then(|name| name.to_str())
+        .filter(|name| is_name(name, "dax"))
         .ok_or_else(missing)?;
     if !sys.join("bus/dax/devices").join(name).exists() {
         return Err(missing());
@@ -159,8 +160,17 @@ pub fn names(sys: &Path) -> io::Result<Vec<String>> {
     let mut names = fs::read_dir(sys.join("bus/dax/devices"))?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<io::Result<Vec<_>>>()?;
+    names.retain(|name| is_name(name, "dax"));
     names.sort_unstable();
     Ok(names)
+}
+
+/// Whether `name` is `prefix` and a number, `1` or `1.0`, as those are that the kernel gives. Others have no place in a
+/// command that somebody is told to run.
+pub fn is_name(name: &str, prefix: &str) -> bool {
+    let number = name.strip_prefix(prefix).unwrap_or_default();
+    number.starts_with(|first: char| first.is_ascii_digit())
+        && number.chars().all(|c| c.is_ascii_digit() || c == '.')
 }
 
 impl DaxDevice {
@@ -199,12 +209,22 @@ impl DaxDevice {
         let memory = self.sys.join("devices/system/memory");
         let block = read_number(&memory.join("block_size_bytes"), 16)?.max(1);
         let end = start.saturating_add(self.size);
-        let online =
-            |index: u64| match fs::read_to_string(memory.join(format!("memory{index}/state"))) {
-                Ok(state) => state.trim() != "offline",
-                Err(_) => false,
+        let blocks = start / block..end.div_ceil(block);
+        // Those that there are: a device of a copy of /sys can be of any size.
+        Ok(fs::read_dir(&memory)?.any(|entry| {
+            let online = || {
+                let entry = entry.ok()?;
+                let index = entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix("memory")?
+                    .parse()
+                    .ok()?;
+                let state = fs::read_to_string(entry.path().join("state")).ok()?;
+                Some(blocks.contains(&index) && state.trim() != "offline")
             };
-        Ok((start / block..end.div_ceil(block)).any(online))
+            online().unwrap_or(false)
+        }))
     }
 }
 
@@ -365,6 +385,39 @@ mod tests {
             fs::read_to_string(sys.path().join("bus/dax/drivers/kmem/unbind")).unwrap(),
             "dax0.0"
         );
+    }
+
+    /// Looking at one block after the other would take for ever.
+    #[test]
+    fn a_device_may_claim_any_size() {
+        let sys = sysfs(Some("kmem"));
+        let write = |file: &str, text: &str| fs::write(sys.path().join(file), text).unwrap();
+        write("devices/dax0.0/size", "18446744073709551615\n");
+        write("devices/dax0.0/resource", "0x0\n");
+        write("devices/system/memory/block_size_bytes", "1\n");
+        let device = open_in(sys.path(), Path::new("/dev/null")).unwrap();
+        assert!(device.is_online().unwrap());
+        write("devices/system/memory/memory34/state", "offline\n");
+        assert!(!device.is_online().unwrap());
+        write("devices/system/memory/memory34/state", "online\n");
+        write("devices/dax0.0/resource", "0x23\n");
+        assert!(!device.is_online().unwrap(), "block 34 is before it");
+    }
+
+    #[test]
+    fn names_are_those_of_the_kernel() {
+        for (name, is) in [
+            ("dax0.0", true),
+            ("dax12.34", true),
+            ("dax", false),
+            ("dax.0", false),
+            ("dax0.0 ", false),
+            ("dax0.0;reboot", false),
+            ("dax0/0", false),
+            ("mem0", false),
+        ] {
+            assert_eq!(is_name(name, "dax"), is, "{name}");
+        }
     }
 
     #[test]

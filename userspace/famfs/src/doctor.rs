@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::escape::escaped;
 use crate::exit::{fail, Exit};
 
 /// Options of doctor.
@@ -141,16 +142,17 @@ impl Report {
 
     /// A line for each item, and one below it with what mends it.
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        let width = self.items.iter().map(|item| item.name.len()).max();
-        let width = width.unwrap_or_default();
-        for item in &self.items {
+        let names: Vec<_> = self.items.iter().map(|item| escaped(&item.name)).collect();
+        let width = names.iter().map(String::len).max().unwrap_or_default();
+        for (item, name) in self.items.iter().zip(names) {
             let state = match item.state {
                 State::Ok => "ok",
                 State::Missing => "missing",
                 State::Note => "note",
             };
-            writeln!(out, "{state:<8} {:<width$}  {}", item.name, item.found)?;
+            writeln!(out, "{state:<8} {name:<width$}  {}", escaped(&item.found))?;
             match &item.mend {
+                // Of words of ours and names that device::is_name lets pass.
                 Some(Mend::Run(command)) => writeln!(out, "    run: {command}")?,
                 Some(Mend::Do(text)) => writeln!(out, "     do: {text}")?,
                 None => (),

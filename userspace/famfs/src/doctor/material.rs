@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{Item, Mend};
-use crate::device::{link_name, read_number};
+use crate::device::{is_name, link_name, read_number};
 use crate::size;
 
 /// What to do where there is neither.
@@ -19,16 +19,12 @@ pub fn items(sys: &Path) -> Vec<Item> {
     items
 }
 
-/// Names in a directory that begin with `prefix` and a digit, in order.
+/// Names in a directory that are `prefix` and a number, in order.
 fn names(dir: &Path, prefix: &str) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
-    let numbered = |name: &String| {
-        let rest = name.strip_prefix(prefix);
-        rest.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
-    };
     let mut names: Vec<_> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(numbered)
+        .filter(|name| is_name(name, prefix))
         .collect();
     names.sort_unstable();
     names

@@ -2,6 +2,7 @@
 //! What doctor says of dax devices: their drivers, and who has them.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use famfs_media::DEVICE_SIZE_MIN;
@@ -113,17 +114,48 @@ fn processes(root: &Path, device: &Path) -> Vec<String> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
     pids.sort_unstable();
-    let mapped = format!(" {}\n", device.display());
     let has = |pid: &u32| {
         let process = root.join(format!("proc/{pid}"));
         let fds = fs::read_dir(process.join("fd")).into_iter().flatten();
         fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
             .any(|path| path == device)
-            || fs::read_to_string(process.join("maps")).is_ok_and(|maps| maps.contains(&mapped))
+            || fs::read(process.join("maps")).is_ok_and(|maps| maps_name(&maps, device))
     };
     let show = |pid: u32| {
         let comm = fs::read_to_string(root.join(format!("proc/{pid}/comm"))).unwrap_or_default();
         format!("used by {} (pid {pid})", comm.trim())
     };
     pids.into_iter().filter(has).map(show).collect()
+}
+
+/// Whether a line of /proc/PID/maps, `ADDRESSES MODE OFFSET DEVICE INODE    PATH`, has this path.
+fn maps_name(maps: &[u8], path: &Path) -> bool {
+    let mut lines = maps.split(|&byte| byte == b'\n');
+    lines.any(|line| {
+        let rest = line.splitn(6, |&byte| byte == b' ').nth(5);
+        rest.is_some_and(|rest| rest.trim_ascii_start() == path.as_os_str().as_bytes())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_has_the_whole_path() {
+        let maps = |path: &str| {
+            let first = "5600000000-5600001000 r-xp 00000000 fe:00 1234          /bin/sh\n";
+            format!("{first}7f0000000000-7f0000200000 rw-s 00000000 00:06 92    {path}\n")
+        };
+        let has = |path| maps_name(maps(path).as_bytes(), Path::new("/dev/dax0.0"));
+        assert!(has("/dev/dax0.0"));
+        for other in [
+            "/tmp/a /dev/dax0.0",
+            "/dev/dax0.0 (deleted)",
+            "/dev/dax0.01",
+            "",
+        ] {
+            assert!(!has(other), "{other}");
+        }
+    }
 }

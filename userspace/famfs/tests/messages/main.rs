@@ -150,6 +150,37 @@ fn doctors(dir: &Path) -> String {
     )
 }
 
+/// A copy of /sys and /proc can be anybody's.
+#[test]
+fn doctor_believes_no_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = Machine::new(dir.path().to_path_buf());
+    machine.dax("dax0.0", "device_dax");
+    machine.dax("dax1.0;reboot", "device_dax");
+    machine.process(812, "\u{1b}[2J", "/dev/dax0.0");
+    let mounted = "40 21 0:31 / /mnt/\u{9b}2J rw - fuse.famfs /dev/dax0.0 rw,user_id=0\n";
+    machine.write("proc/self/mountinfo", mounted);
+    for name in ["mem0;reboot", "mem1", "decoder0.0;reboot"] {
+        let memory = format!("sys/bus/cxl/devices/{name}");
+        machine.write(&format!("{memory}/ram/size"), "0x20000000\n");
+        machine.write(&format!("{memory}/cap_ram"), "1\n");
+    }
+    machine.write("sys/bus/nd/devices/region0;reboot/available_size", "1\n");
+    let output = Command::new(env!("CARGO_BIN_EXE_famfs"))
+        .args(["doctor", "--sysroot"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(4), "{text}");
+    let users = r"mounted on /mnt/\u{9b}2J, used by \u{1b}[2J (pid 812), which loses it";
+    assert!(text.contains(users), "{text}");
+    assert!(text.contains("-d decoder0.0 -w 1 mem1\n"), "{text}");
+    assert!(!text.contains("reboot"), "{text}");
+    let is_raw = |char: char| char.is_control() && char != '\n';
+    assert!(!text.contains(is_raw), "{text:?}");
+}
+
 /// Errors that need no memory.
 const ERRORS: &[(&str, &[&str])] = &[
     (
