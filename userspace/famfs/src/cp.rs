@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `famfs cp`: copy files into a famfs.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use famfs_fuse::map_file;
 use famfs_media::Kind;
 use indicatif::ProgressBar;
+use rustix::fs::{open, openat2, Dir, Mode, OFlags, ResolveFlags};
 
 use crate::cli::{Ownership, Striping};
 use crate::create::{self, Attributes, Plan};
@@ -39,9 +42,63 @@ pub struct Args {
     striping: Striping,
 }
 
+/// What to copy.
+#[derive(Clone)]
+struct Source {
+    /// As it was named, or in a directory that was.
+    path: PathBuf,
+    /// That directory, and the path from there. Its owner can put symbolic links into it at any time, so none is
+    /// followed.
+    within: Option<(Arc<File>, PathBuf)>,
+}
+
+impl Source {
+    fn named(path: &Path) -> Self {
+        let path = path.into();
+        Self { path, within: None }
+    }
+
+    /// What is called `name` in this directory, which is open.
+    fn child(&self, dir: &Arc<File>, name: &OsStr) -> Self {
+        let (top, below) = match &self.within {
+            Some((top, below)) => (top, below.join(name)),
+            None => (dir, name.into()),
+        };
+        Self {
+            path: self.path.join(name),
+            within: Some((Arc::clone(top), below)),
+        }
+    }
+
+    fn metadata(&self) -> anyhow::Result<Metadata> {
+        let file = self.open_with(OFlags::PATH)?;
+        file.metadata()
+            .with_context(|| self.path.display().to_string())
+    }
+
+    /// For reading. Does not wait for who writes to a pipe.
+    fn open(&self) -> anyhow::Result<File> {
+        self.open_with(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+    }
+
+    fn open_with(&self, flags: OFlags) -> anyhow::Result<File> {
+        let (flags, mode) = (flags | OFlags::CLOEXEC, Mode::empty());
+        let file = match &self.within {
+            None => open(&self.path, flags, mode),
+            Some((top, below)) => {
+                let flags = flags | OFlags::NOFOLLOW;
+                openat2(top, below, flags, mode, ResolveFlags::NO_SYMLINKS)
+            }
+        };
+        let file = file.map_err(io::Error::from);
+        let file = file.with_context(|| self.path.display().to_string())?;
+        Ok(file.into())
+    }
+}
+
 /// One file to copy.
 struct Job {
-    source: PathBuf,
+    source: Source,
     dest: PathBuf,
     size: u64,
 }
@@ -71,7 +128,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .file_name()
             .with_context(|| format!("{} has no name", source.display()))?;
         let dest = if into { dest.join(name) } else { dest.clone() };
-        listing.add(source, dest, args.recursive)?;
+        listing.add(Source::named(source), dest, args.recursive)?;
     }
     let base = if into { dest } else { parent(dest) };
     make(&listing, base, args)?;
@@ -92,66 +149,50 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 impl Listing {
-    fn add(&mut self, source: &Path, dest: PathBuf, recursive: bool) -> anyhow::Result<()> {
-        let meta = fs::metadata(source).with_context(|| source.display().to_string())?;
-        if meta.is_dir() {
-            return self.add_dir(source, dest, meta.mode(), recursive);
-        }
-        match (meta.is_file(), meta.len()) {
-            (false, _) => self
-                .skipped
-                .push(format!("{} (not a file)", source.display())),
-            (true, 0) => self.skipped.push(format!("{} (empty)", source.display())),
-            (true, size) => {
+    fn add(&mut self, source: Source, dest: PathBuf, recursive: bool) -> anyhow::Result<()> {
+        let meta = source.metadata()?;
+        let why = match meta.len() {
+            _ if meta.is_dir() && recursive => return self.add_dir(&source, &dest, meta.mode()),
+            _ if meta.is_dir() => "a directory; --recursive copies it",
+            _ if meta.is_symlink() => "a symbolic link",
+            _ if !meta.is_file() => "not a file",
+            0 => "empty",
+            size => {
                 // A source that can not be read must be known before its copy is made.
-                File::open(source).with_context(|| source.display().to_string())?;
-                self.files.push((
-                    Job {
-                        source: source.into(),
-                        dest,
-                        size,
-                    },
-                    meta.mode(),
-                ));
+                source.open()?;
+                let job = Job { source, dest, size };
+                self.files.push((job, meta.mode()));
+                return Ok(());
             }
-        }
+        };
+        let path = source.path.display();
+        self.skipped.push(format!("{path} ({why})"));
         Ok(())
     }
 
-    fn add_dir(
-        &mut self,
-        source: &Path,
-        dest: PathBuf,
-        mode: u32,
-        recursive: bool,
-    ) -> anyhow::Result<()> {
-        if !recursive {
-            self.skipped.push(format!(
-                "{} (a directory; --recursive copies it)",
-                source.display()
-            ));
-            return Ok(());
-        }
-        let names = || {
-            fs::read_dir(source)?
-                .map(|entry| Ok(entry?.file_name()))
-                .collect::<io::Result<Vec<_>>>()
-        };
-        let mut names = names().with_context(|| source.display().to_string())?;
-        names.sort();
-        self.dirs.push((dest.clone(), mode));
+    fn add_dir(&mut self, source: &Source, dest: &Path, mode: u32) -> anyhow::Result<()> {
+        let dir = Arc::new(source.open()?);
+        let names = names(&dir).with_context(|| source.path.display().to_string())?;
+        self.dirs.push((dest.into(), mode));
         for name in names {
-            let child = source.join(&name);
-            // Following links below a directory could lead round in circles.
-            match child.symlink_metadata() {
-                Ok(meta) if meta.is_symlink() => self
-                    .skipped
-                    .push(format!("{} (a symbolic link)", child.display())),
-                _ => self.add(&child, dest.join(&name), recursive)?,
-            }
+            self.add(source.child(&dir, &name), dest.join(&name), true)?;
         }
         Ok(())
     }
+}
+
+/// The names in a directory, in order.
+fn names(dir: &File) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        match entry.file_name().to_bytes() {
+            b"." | b".." => (),
+            name => names.push(OsStr::from_bytes(name).to_owned()),
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Make all directories and files of a listing: one plan, so that a lack of space changes nothing.
@@ -199,7 +240,7 @@ fn relative(mounted: &Mounted, base: &Path, dest: &Path) -> anyhow::Result<Vec<u
 /// Copy the bytes of a file, and write them back from the caches.
 fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
     create::check_size(&job.dest, job.size)?;
-    let mut source = File::open(&job.source)?;
+    let mut source = job.source.open()?;
     let dest = OpenOptions::new().read(true).write(true).open(&job.dest)?;
     let region = map_file(&dest, usize::try_from(job.size)?, true)?;
     tracing::info!("copying {} bytes to {}", job.size, job.dest.display());
@@ -213,7 +254,7 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
         if read == 0 {
             return Err(fail(
                 Exit::Failed,
-                format!("{} became shorter: {at} bytes", job.source.display()),
+                format!("{} became shorter: {at} bytes", job.source.path.display()),
             ));
         }
         dest.write_all_at(block.get(..read).unwrap_or_default(), at)?;
@@ -225,7 +266,7 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
 }
 
 fn compare(job: &Job) -> anyhow::Result<()> {
-    let (source, dest) = (File::open(&job.source)?, File::open(&job.dest)?);
+    let (source, dest) = (job.source.open()?, File::open(&job.dest)?);
     let len = usize::try_from(job.size)?;
     let expected = |at: usize, len| {
         let mut bytes = vec![0; len];
@@ -236,7 +277,7 @@ fn compare(job: &Job) -> anyhow::Result<()> {
     match fill::mismatch(&region, len, expected, &ProgressBar::hidden())? {
         None => Ok(()),
         Some(at) => {
-            let source = job.source.display();
+            let source = job.source.path.display();
             Err(fail(
                 Exit::Corrupt,
                 format!("byte {at} is not that of {source}"),
@@ -248,6 +289,7 @@ fn compare(job: &Job) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     fn tree() -> tempfile::TempDir {
@@ -266,7 +308,11 @@ mod tests {
         let dir = tree();
         let mut listing = Listing::default();
         listing
-            .add(&dir.path().join("src"), "/mnt/src".into(), true)
+            .add(
+                Source::named(&dir.path().join("src")),
+                "/mnt/src".into(),
+                true,
+            )
             .unwrap();
         let dirs: Vec<_> = listing
             .dirs
@@ -292,7 +338,11 @@ mod tests {
         let dir = tree();
         let mut listing = Listing::default();
         listing
-            .add(&dir.path().join("src"), "/mnt/src".into(), false)
+            .add(
+                Source::named(&dir.path().join("src")),
+                "/mnt/src".into(),
+                false,
+            )
             .unwrap();
         assert!(listing.dirs.is_empty() && listing.files.is_empty());
         assert!(
@@ -301,8 +351,61 @@ mod tests {
             listing.skipped
         );
         assert!(listing
-            .add(&dir.path().join("missing"), "/mnt/m".into(), false)
+            .add(
+                Source::named(&dir.path().join("missing")),
+                "/mnt/m".into(),
+                false
+            )
             .is_err());
+    }
+
+    /// Its owner puts a link in the place of what was looked at.
+    #[test]
+    fn nothing_leads_out_of_a_directory() {
+        let dir = tree();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("secret")).unwrap();
+        fs::write(at("secret/a"), [3; 7]).unwrap();
+        fs::write(at("secret/b"), [3; 5]).unwrap();
+        let mut listing = Listing::default();
+        let dest = |name: &str| at(&format!("dest-{name}"));
+        let src = Source::named(&at("src"));
+        listing.add(src.clone(), at("dest"), true).unwrap();
+        let [(a, _), (b, _)] = &mut listing.files[..] else {
+            panic!("two files")
+        };
+        (a.dest, b.dest) = (dest("a"), dest("b"));
+        fs::write(&a.dest, [0; 7]).unwrap();
+        fs::write(&b.dest, [0; 5]).unwrap();
+        fs::remove_file(at("src/a")).unwrap();
+        symlink(at("secret/a"), at("src/a")).unwrap();
+        fs::rename(at("src/sub"), at("src/old")).unwrap();
+        symlink(at("secret"), at("src/sub")).unwrap();
+        for (job, len) in [(&*a, 7), (&*b, 5)] {
+            let error = copy(job, &ProgressBar::hidden()).unwrap_err();
+            let path = job.source.path.display();
+            let text = format!("{path}: Too many levels of symbolic links (os error 40)");
+            assert_eq!(format!("{error:#}"), text);
+            assert_eq!(fs::read(&job.dest).unwrap(), vec![0; len]);
+        }
+        let dir = Arc::new(src.open().unwrap());
+        let sub = src.child(&dir, OsStr::new("sub"));
+        assert!(sub.metadata().unwrap().is_symlink());
+        let below = sub.child(&dir, OsStr::new("b"));
+        assert!(below.metadata().is_err() && below.open().is_err());
+    }
+
+    /// What was named is what is meant.
+    #[test]
+    fn a_link_that_was_named_is_followed() {
+        let dir = tree();
+        let link = dir.path().join("link");
+        symlink("src", &link).unwrap();
+        let mut listing = Listing::default();
+        listing
+            .add(Source::named(&link), "/mnt/link".into(), true)
+            .unwrap();
+        assert_eq!(listing.files.len(), 2);
     }
 
     #[test]
@@ -313,7 +416,7 @@ mod tests {
         fs::write(&source, &bytes).unwrap();
         fs::write(&dest, vec![0xee; bytes.len()]).unwrap();
         let job = |size| Job {
-            source: source.clone(),
+            source: Source::named(&source),
             dest: dest.clone(),
             size,
         };
