@@ -227,14 +227,7 @@ fn relative(mounted: &Mounted, base: &Path, dest: &Path) -> anyhow::Result<Vec<u
         .canonicalize()
         .with_context(|| base.display().to_string())?
         .join(below);
-    let outside = || {
-        fail(
-            Exit::Usage,
-            format!("{} is not below {}", full.display(), mounted.root.display()),
-        )
-    };
-    let relative = full.strip_prefix(&mounted.root).map_err(|_| outside())?;
-    Ok(relative.as_os_str().as_bytes().to_vec())
+    Ok(mounted.below(&full)?.as_os_str().as_bytes().to_vec())
 }
 
 /// Copy the bytes of a file, and write them back from the caches.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Making files and directories: everything is planned in memory, then the log gets all entries at once, or none.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -66,8 +66,8 @@ pub struct Plan {
     writer: Writer,
     interleave: Option<Interleave>,
     bodies: Vec<Body>,
-    /// Paths of `bodies`.
-    paths: HashSet<Vec<u8>>,
+    /// Paths of `bodies`, and of files that are there; whether they are directories.
+    paths: HashMap<Vec<u8>, bool>,
 }
 
 impl Plan {
@@ -83,7 +83,7 @@ impl Plan {
             writer,
             interleave,
             bodies: Vec::new(),
-            paths: HashSet::new(),
+            paths: HashMap::new(),
         }
     }
 
@@ -98,9 +98,15 @@ impl Plan {
         tree.get(tree.resolve(path)?)
     }
 
+    /// Whether a directory is at `path`, or planned there.
+    pub fn is_dir(&self, path: &[u8]) -> bool {
+        let existing = self.existing(path).map(|node| &node.kind);
+        matches!(existing, Some(Kind::Dir(_))) || self.paths.get(path) == Some(&true)
+    }
+
     /// Plan a directory. Its parent must exist or be planned before it.
     pub fn mkdir(&mut self, path: &[u8], attributes: Attributes) -> anyhow::Result<()> {
-        self.claim(path)?;
+        self.claim(path, true)?;
         let Attributes { mode, uid, gid } = attributes;
         self.bodies.push(Body::Mkdir(MkdirEntry {
             uid,
@@ -118,7 +124,7 @@ impl Plan {
         size: u64,
         attributes: Attributes,
     ) -> anyhow::Result<Planned> {
-        self.claim(path)?;
+        self.claim(path, false)?;
         let show = || String::from_utf8_lossy(path).into_owned();
         match self.existing(path).map(|node| &node.kind) {
             Some(Kind::File { size: old, .. }) if *old == size => return Ok(Planned::Same),
@@ -154,12 +160,18 @@ impl Plan {
         Ok(Planned::New)
     }
 
-    fn claim(&mut self, path: &[u8]) -> anyhow::Result<()> {
+    fn claim(&mut self, path: &[u8], is_dir: bool) -> anyhow::Result<()> {
         let show = || format!("{:?}", String::from_utf8_lossy(path));
         check_new(path).map_err(|error| fail(Exit::Usage, format!("path {}: {error}", show())))?;
-        match self.paths.insert(path.to_vec()) {
-            true => Ok(()),
-            false => Err(fail(
+        let parent = path.iter().rposition(|&byte| byte == b'/');
+        let parent = parent.and_then(|end| path.get(..end));
+        if parent.is_some_and(|parent| !self.is_dir(parent)) {
+            let text = format!("path {}: its parent is not a directory", show());
+            return Err(fail(Exit::Failed, text));
+        }
+        match self.paths.insert(path.to_vec(), is_dir) {
+            None => Ok(()),
+            Some(_) => Err(fail(
                 Exit::Usage,
                 format!("path {} would be made twice", show()),
             )),
@@ -187,13 +199,13 @@ pub fn check_size(path: &std::path::Path, size: u64) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use famfs_media::{AllocError, LogHeader, PathError, PrimaryDax, Superblock, LOG_LEN_MIN};
     use std::os::unix::fs::FileExt;
 
     const MIB: u64 = 1 << 20;
-    const ATTRIBUTES: Attributes = Attributes {
+    pub const ATTRIBUTES: Attributes = Attributes {
         mode: 0o640,
         uid: 7,
         gid: 8,
@@ -209,7 +221,7 @@ mod tests {
     }
 
     /// A plan for an empty file system on a device of 32 MiB, and its log.
-    fn plan(striping: Option<&Striping>) -> (Plan, fs::File) {
+    pub fn plan(striping: Option<&Striping>) -> (Plan, fs::File) {
         let file = tempfile::tempfile().unwrap();
         file.set_len(LOG_LEN_MIN).unwrap();
         file.write_all_at(&LogHeader::new(LOG_LEN_MIN).encode(), 0)
@@ -218,7 +230,7 @@ mod tests {
         (Plan::on(writer, striping), file)
     }
 
-    fn entries(file: &fs::File) -> u64 {
+    pub fn entries(file: &fs::File) -> u64 {
         let mut header = [0; 48];
         file.read_exact_at(&mut header, 0).unwrap();
         LogHeader::parse(&header, LOG_LEN_MIN).unwrap().next_index
@@ -271,6 +283,12 @@ mod tests {
             "f: exists with 5 bytes; a famfs file can not change its size"
         );
         assert_eq!(error(&mut plan, b"d"), "d: is a directory");
+        let below = plan.mkdir(b"f/d", ATTRIBUTES).unwrap_err();
+        assert_eq!(
+            below.to_string(),
+            "path \"f/d\": its parent is not a directory"
+        );
+        assert!(plan.file(b"none/f", 5, ATTRIBUTES).is_err());
         let long = [b'p'; 80];
         let text = plan.mkdir(&long, ATTRIBUTES).unwrap_err().to_string();
         assert!(

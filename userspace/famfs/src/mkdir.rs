@@ -5,7 +5,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
-use famfs_media::Kind;
 
 use crate::cli::Ownership;
 use crate::create::{Attributes, Plan};
@@ -25,47 +24,61 @@ pub struct Args {
     ownership: Ownership,
 }
 
-/// Make directories, one after the other.
+/// Make directories, all or none.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let first = args.paths.first().context("no directory")?;
+    let mut plan = Plan::new(Mounted::of(&split(first)?.0)?, None)?;
     let attributes = Attributes::new(&args.ownership, 0o755);
-    args.paths
-        .iter()
-        .try_for_each(|path| mkdir(path, args.parents, attributes))
-}
-
-fn mkdir(path: &Path, parents: bool, attributes: Attributes) -> anyhow::Result<()> {
-    let (base, missing) = split(path, parents)?;
-    let mounted = Mounted::of(&base)?;
-    let base = base
-        .canonicalize()
-        .with_context(|| base.display().to_string())?;
-    let relative = base
-        .strip_prefix(&mounted.root)
-        .context("the mount moved")?
-        .to_path_buf();
-    let mut plan = Plan::new(mounted, None)?;
-    let mut at = relative;
-    for name in &missing {
-        at.push(name);
-        let bytes = at.as_os_str().as_bytes();
-        match plan.existing(bytes).map(|node| &node.kind) {
-            Some(Kind::Dir(_)) if parents => {}
-            Some(_) => return Err(fail(Exit::Failed, format!("{}: exists", path.display()))),
-            None => plan.mkdir(bytes, attributes)?,
+    for path in &args.paths {
+        let (base, names) = split(path)?;
+        if names.is_empty() && !(args.parents && path.is_dir()) {
+            return Err(exists(path));
         }
+        let full = base
+            .canonicalize()
+            .with_context(|| base.display().to_string())?;
+        let base = plan.mounted().below(&full)?.to_path_buf();
+        add(&mut plan, path, &base, &names, args.parents, attributes)?;
     }
     plan.publish()?;
     Ok(())
 }
 
-/// The part of `path` that exists, and the names behind it: one, or with `parents` any number.
-fn split(path: &Path, parents: bool) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
-    if path.exists() {
-        return match parents && path.is_dir() {
-            true => Ok((path.into(), Vec::new())),
-            false => Err(fail(Exit::Failed, format!("{}: exists", path.display()))),
-        };
+/// Plan the directories `names`, each in the one before it, the first in `base`. They are what `path` lacks.
+fn add(
+    plan: &mut Plan,
+    path: &Path,
+    base: &Path,
+    names: &[PathBuf],
+    parents: bool,
+    attributes: Attributes,
+) -> anyhow::Result<()> {
+    let mut at = base.to_path_buf();
+    let mut names = names.iter().peekable();
+    while let Some(name) = names.next() {
+        at.push(name);
+        let bytes = at.as_os_str().as_bytes();
+        let is_last = names.peek().is_none();
+        match plan.is_dir(bytes) {
+            true if parents || !is_last => continue,
+            false if !parents && !is_last => {
+                let path = path.display();
+                let text = format!("{path}: its parent does not exist; --parents makes it");
+                return Err(fail(Exit::Failed, text));
+            }
+            _ if plan.existing(bytes).is_some() => return Err(exists(path)),
+            _ => plan.mkdir(bytes, attributes)?,
+        }
     }
+    Ok(())
+}
+
+fn exists(path: &Path) -> anyhow::Error {
+    fail(Exit::Failed, format!("{}: exists", path.display()))
+}
+
+/// The part of `path` that exists, and the names behind it.
+fn split(path: &Path) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
     let mut base = path;
     let mut names = Vec::new();
     while !base.exists() {
@@ -80,39 +93,53 @@ fn split(path: &Path, parents: bool) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> 
         }
         base = parent(base);
     }
-    if names.len() > 1 && !parents {
-        let text = format!(
-            "{}: its parent does not exist; --parents makes it",
-            path.display()
-        );
-        return Err(fail(Exit::Failed, text));
-    }
     Ok((base.into(), names))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::create::tests::{entries, plan, ATTRIBUTES};
+
+    fn names(names: &[&str]) -> Vec<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
+    }
 
     #[test]
     fn what_exists_and_what_is_missing() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path();
-        let names = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        for path in ["a", "a/b/c"] {
+            let missing = path.split('/').map(PathBuf::from).collect();
+            assert_eq!(split(&base.join(path)).unwrap(), (base.into(), missing));
+        }
+        assert_eq!(split(base).unwrap(), (base.into(), vec![]));
+        let error = split(&base.join("a/../b")).unwrap_err();
+        assert_eq!(crate::exit::code(&error), Exit::Usage);
+    }
+
+    #[test]
+    fn all_directories_are_one_append() {
+        let (mut plan, log) = plan(None);
+        let mut add = |path: &str, parents| {
+            let missing = names(&path.split('/').collect::<Vec<_>>());
+            let (path, base) = (Path::new(path), Path::new(""));
+            add(&mut plan, path, base, &missing, parents, ATTRIBUTES)
+        };
+        add("a", false).unwrap();
+        add("a/b", false).unwrap();
+        add("c/d", true).unwrap();
+        add("c/e", true).unwrap();
+        add("c", true).unwrap();
+        let missing = add("f/g", false).unwrap_err();
         assert_eq!(
-            split(&base.join("a"), false).unwrap(),
-            (base.into(), names(&["a"]))
+            missing.to_string(),
+            "f/g: its parent does not exist; --parents makes it"
         );
-        assert_eq!(
-            split(&base.join("a/b/c"), true).unwrap(),
-            (base.into(), names(&["a", "b", "c"]))
-        );
-        assert!(split(&base.join("a/b"), false)
-            .unwrap_err()
-            .to_string()
-            .contains("--parents"));
-        assert!(split(base, false).is_err());
-        assert_eq!(split(base, true).unwrap(), (base.into(), vec![]));
-        assert!(split(&base.join("a/../b"), true).is_err());
+        let twice = add("a", false).unwrap_err();
+        assert_eq!(twice.to_string(), "path \"a\" would be made twice");
+        assert_eq!(entries(&log), 0);
+        let _ = plan.publish();
+        assert_eq!(entries(&log), 5);
     }
 }

@@ -119,14 +119,15 @@ impl Mounted {
             .canonicalize()
             .with_context(|| path.display().to_string())?
             .join(name);
-        let outside = || {
-            fail(
-                Exit::Usage,
-                format!("{} is not below {}", full.display(), self.root.display()),
-            )
-        };
-        let relative = full.strip_prefix(&self.root).map_err(|_| outside())?;
-        Ok(relative.as_os_str().as_bytes().to_vec())
+        Ok(self.below(&full)?.as_os_str().as_bytes().to_vec())
+    }
+
+    /// Path of `full`, which is absolute and has no symbolic links, from the root of the file system.
+    pub fn below<'a>(&self, full: &'a Path) -> anyhow::Result<&'a Path> {
+        full.strip_prefix(&self.root).map_err(|_| {
+            let (full, root) = (full.display(), self.root.display());
+            fail(Exit::Usage, format!("{full} is not below {root}"))
+        })
     }
 }
 

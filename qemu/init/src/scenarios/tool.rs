@@ -28,6 +28,7 @@ pub const TESTS: &[(&str, Test)] = &[
         "raw_bytes_are_where_getmap_says",
         raw_bytes_are_where_getmap_says,
     ),
+    ("directories_are_made_at_once", directories_are_made_at_once),
     ("recursive_copy", recursive_copy),
     ("interleaved_file", interleaved_file),
     ("many_files_at_once", many_files_at_once),
@@ -177,6 +178,21 @@ fn raw_bytes_are_where_getmap_says(guest: &Guest, _channel: &mut Channel) -> Res
         "the raw byte after a store to the mapping"
     );
     Ok(())
+}
+
+fn directories_are_made_at_once(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let _mounted = Mounted::new(guest, 1)?;
+    let (a, b, c) = (at("a"), at("a/b"), at("c"));
+    famfs(&["mkdir", &a, &b])?;
+    run("famfs", &["mkdir", &c, &b])?.expect_failure(1, "/a/b: exists")?;
+    ensure!(!Path::new(&c).exists(), "one of two directories was made");
+    famfs(&["creat", "--size", "2m", &at("file")])?;
+    for verb in [&["mkdir"][..], &["creat", "--size", "2m"]] {
+        let refused = run("famfs", &[verb, &[&at("file/below")]].concat())?;
+        refused.expect_failure(1, "its parent is not a directory")?;
+    }
+    famfs(&["fsck", MOUNTPOINT])?;
+    umount()
 }
 
 fn recursive_copy(guest: &Guest, _channel: &mut Channel) -> Result<()> {
