@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::exit::{fail, Exit};
 use crate::mounted::{map_open, Mounted};
-use crate::server::control;
+use crate::server::control::{self, Known};
 use crate::{log, system};
 
 /// The right to append, which one process of this host has at a time, and all that the log says.
@@ -35,12 +35,16 @@ impl Writer {
         check_master(&mounted, system::uuid())?;
         let path = mounted.root.join(".meta/.log");
         let file = open_log(&path)?;
+        let known = control::known(&mounted.device)
+            .with_context(|| format!("nothing was added to {}", mounted.root.display()))?;
+        // Beside the socket that was just reached: all who reach that server wait for each other.
         let lock = lock(&control::path_of(&mounted.device, "lock"), &mounted.root)?;
         let region = map_open(&file, &path, mounted.superblock.log_len, true)?;
         let header = log::header(&region, &mounted.superblock)?;
         let mut replay = Replay::new(&mounted.superblock, mounted.device_size()?);
         log::catch_up(&region, &header, &mut replay)?;
         let header = log::settle(&region, &header, &mut replay)?;
+        check_unchanged(&mounted, &known, replay.next_index())?;
         Ok(Self {
             mounted,
             replay,
@@ -93,6 +97,21 @@ fn check_master(mounted: &Mounted, local: Option<Uuid>) -> anyhow::Result<()> {
         "{root} belongs to the host with system uuid {owner}; only that host can add to it"
     );
     Err(fail(Exit::Permission, text))
+}
+
+/// Fails unless memory has the file system that the server knows, with `entries` that are no less than it has seen.
+fn check_unchanged(mounted: &Mounted, known: &Known, entries: u64) -> anyhow::Result<()> {
+    let (root, found) = (mounted.root.display(), mounted.superblock.fs_uuid);
+    let what = match known.fs_uuid.filter(|known| *known != found) {
+        Some(known) => format!("{root} is famfs {known}, the superblock says {found}"),
+        None if entries < known.entries => {
+            let known = known.entries;
+            format!("the log of {root} has {entries} entries, it had {known}")
+        }
+        None => return Ok(()),
+    };
+    let text = format!("{what}: it was changed under this mount; umount and mount again");
+    Err(fail(Exit::Corrupt, text))
 }
 
 /// Waits for the lock at `path`. It is none on the log, which everybody can open, and so lock for ever.
@@ -156,8 +175,8 @@ mod tests {
         assert!(missing.to_string().starts_with("locking /"), "{missing}");
     }
 
-    #[test]
-    fn only_the_master_writes() {
+    /// Of host 5.
+    fn mounted() -> Mounted {
         let dax = famfs_media::PrimaryDax {
             size: 0,
             uuid: Uuid::nil(),
@@ -165,11 +184,41 @@ mod tests {
         };
         let superblock =
             Superblock::new(8 << 20, Uuid::nil(), Uuid::nil(), Uuid::from_u128(5), dax);
-        let mounted = Mounted {
+        Mounted {
             root: "/mnt".into(),
             device: "/dev/dax0.0".into(),
             superblock,
+        }
+    }
+
+    #[test]
+    fn a_log_only_grows() {
+        let check = |fs_uuid: Option<u128>, entries| {
+            let fs_uuid = fs_uuid.map(Uuid::from_u128);
+            check_unchanged(&mounted(), &Known { fs_uuid, entries }, 7)
         };
+        for entries in [0, 6, 7] {
+            check(Some(0), entries).unwrap();
+            check(None, entries).unwrap();
+        }
+        let text = |fs_uuid, entries| {
+            let error = check(fs_uuid, entries).unwrap_err();
+            assert_eq!(crate::exit::code(&error), Exit::Corrupt);
+            error.to_string()
+        };
+        assert_eq!(
+            text(Some(0), 8),
+            "the log of /mnt has 7 entries, it had 8: it was changed under this mount; umount and mount again"
+        );
+        assert_eq!(
+            text(Some(1), 7),
+            "/mnt is famfs 00000000-0000-0000-0000-000000000001, the superblock says 00000000-0000-0000-0000-000000000000: it was changed under this mount; umount and mount again"
+        );
+    }
+
+    #[test]
+    fn only_the_master_writes() {
+        let mounted = mounted();
         check_master(&mounted, Some(Uuid::from_u128(5))).unwrap();
         for local in [None, Some(Uuid::from_u128(6))] {
             let error = check_master(&mounted, local).unwrap_err();

@@ -36,6 +36,7 @@ pub const TESTS: &[(&str, Test)] = &[
         "following_keeps_no_mount_busy",
         following_keeps_no_mount_busy,
     ),
+    ("a_master_goes_not_back", a_master_goes_not_back),
     (
         "superblock_changes_under_a_mount",
         superblock_changes_under_a_mount,
@@ -309,6 +310,40 @@ fn superblock_changes_under_a_mount(guest: &Guest, _channel: &mut Channel) -> Re
     famfs(&["verify", &at("a")])?;
     let refused = run("famfs", &["logplay", MOUNTPOINT])?;
     refused.expect_failure(CORRUPT, "log header: log length is")
+}
+
+/// Another host sets the counters back, or makes the file system anew: what the mount shows is not written over.
+fn a_master_goes_not_back(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    famfs(&["mkdir", &at("a"), &at("b")])?;
+    let raw = mounted.ready.raw(0)?;
+    let log = raw.read(AU, 48 + 2 * 544)?;
+    let announce = |entries: u64| {
+        let word = entries.to_le_bytes();
+        raw.write(COUNTERS, &[word, word].concat())
+    };
+    let refuses = |words| -> Result<()> {
+        for args in [&["mkdir"][..], &["creat", "--size", "2m"]] {
+            let refused = run("famfs", &[args, &[&at("c")]].concat())?;
+            refused.expect_failure(CORRUPT, words)?;
+        }
+        Ok(())
+    };
+    announce(1)?;
+    refuses("has 1 entries, it had 2: it was changed under this mount")?;
+    announce(2)?;
+    ensure!(raw.read(AU, log.len())? == log, "the log was written to");
+    let bytes = raw.read(0, SUPERBLOCK_BYTES)?;
+    let mut anew = bytes.clone();
+    anew[48..64].fill(7);
+    raw.write(
+        0,
+        &Superblock::decode(&anew).context("superblock")?.encode(),
+    )?;
+    refuses("the superblock says 07070707-0707-0707-0707-070707070707")?;
+    raw.write(0, &bytes)?;
+    famfs(&["mkdir", &at("c")])?;
+    umount()
 }
 
 /// Entry 1 was half written when its host died, with the counters already in memory.

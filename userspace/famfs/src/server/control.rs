@@ -23,6 +23,7 @@ use std::{fs, process, thread};
 use anyhow::Context;
 use rustix::net::sockopt::socket_peercred;
 use serde_json::{json, Value};
+use uuid::Uuid;
 
 use super::handover::{Estate, Successor};
 use super::logplay::Player;
@@ -130,7 +131,7 @@ pub(super) fn answer(line: &str, player: &Player) -> Value {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let number = |text: &str| text.parse().ok();
     match words[..] {
-        ["status"] => stats::report(&player.server, &player.mountpoint),
+        ["status"] => stats::report(player),
         ["logplay", target] => match number(target).map(|target| player.replay(target)) {
             Some(Ok(next_index)) => json!({ "next_index": next_index }),
             Some(Err(error)) => error_reply(&error),
@@ -171,6 +172,25 @@ pub fn clear_error(device: &Path) -> anyhow::Result<Vec<String>> {
 /// What the server of `device` tells about itself.
 pub fn status(device: &Path) -> anyhow::Result<Value> {
     ask(device, "status", TIMEOUT)
+}
+
+/// What the server of a mount goes by.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Of the file system; an older server does not tell.
+    pub fs_uuid: Option<Uuid>,
+    /// Entries of its log.
+    pub entries: u64,
+}
+
+/// What the server of `device` goes by.
+pub fn known(device: &Path) -> anyhow::Result<Known> {
+    let status = status(device)?;
+    let uuid = status.get("fs_uuid").and_then(Value::as_str);
+    Ok(Known {
+        fs_uuid: uuid.and_then(|uuid| Uuid::try_parse(uuid).ok()),
+        entries: number(&status, "next_index").unwrap_or(0),
+    })
 }
 
 /// Has the server of `device` replay the log until it knows `target` entries at least. Returns how many it knows.

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Requests counted, and told with the rest of what there is to know of a server.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use famfs_fuse::Opcode;
 use serde_json::{json, Map, Value};
 
-use super::ops::Server;
+use super::logplay::Player;
 
 /// One more than the highest opcode; slot 0 counts what the table does not have.
 const SLOTS: usize = Opcode::GetDaxdev as usize + 1;
@@ -52,7 +51,8 @@ impl Counters {
 }
 
 /// What a server tells about itself.
-pub fn report(server: &Server, mountpoint: &Path) -> Value {
+pub fn report(player: &Player) -> Value {
+    let server = &player.server;
     let requests: Map<String, Value> = Opcode::ALL
         .iter()
         .map(|&opcode| (opcode.name().to_owned(), server.counters.get(Some(opcode))))
@@ -80,7 +80,8 @@ pub fn report(server: &Server, mountpoint: &Path) -> Value {
         })
         .collect();
     json!({
-        "mountpoint": mountpoint.to_string_lossy(),
+        "mountpoint": player.mountpoint.to_string_lossy(),
+        "fs_uuid": player.superblock.fs_uuid,
         "devices": devices,
         "failure": server.failure(),
         "pid": std::process::id(),

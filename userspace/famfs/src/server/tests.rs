@@ -402,6 +402,7 @@ fn the_control_socket_answers_what_it_knows() {
         (&status["files"], &status["next_index"]),
         (&7.into(), &10.into())
     );
+    assert_eq!(status["fs_uuid"], "10111213-1415-1617-1819-1a1b1c1d1e1f");
     let error = |line| control::answer(line, &player)["error"].to_string();
     let missing = error("clear-error\n");
     assert!(
