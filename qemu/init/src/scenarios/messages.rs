@@ -6,13 +6,15 @@ use std::any::Any;
 use std::fs;
 
 use anyhow::{ensure, Context, Result};
+use famfs_media::{path_bytes, Body, Entry, LogHeader, MkdirEntry, LOG_LEN_MIN};
 use rustix::process::Signal;
 
 use super::fixture::{one_extent, ready, Ready};
-use super::tool::{umount, Mounted, MOUNTPOINT};
+use super::tool::{at, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::dax::Driver;
+use crate::fmap::AU;
 use crate::module;
 use crate::runner::Guest;
 use crate::server::{ServedFile, TestFs};
@@ -22,6 +24,8 @@ pub const TESTS: &[(&str, Test)] = &[("the_page_is_what_famfs_says", the_page_is
 
 const PAGE: &str = include_str!("../../../../docs/messages.md");
 const START: &str = "\n## On a machine with memory\n";
+/// Where the two counters of the log are on device 0.
+const COUNTERS: u64 = AU + LogHeader::COUNTERS_AT;
 const UUID_FILE: &str = "/opt/famfs/system_uuid";
 
 /// What keeps a state, and undoes it.
@@ -68,6 +72,19 @@ const STATES: &[(&str, Way)] = &[
         fs::write("/tmp/empty", "")?;
         Ok(Box::new(mounted))
     }),
+    ("A log that is full", |guest, _| {
+        let mounted = Mounted::new(guest, 1)?;
+        umount()?;
+        fill_log(&mounted.ready)?;
+        mounted.mount()?;
+        Ok(Box::new(mounted))
+    }),
+    ("A log that another host has set back", |guest, _| {
+        let mounted = Mounted::new(guest, 1)?;
+        famfs(&["mkdir", &at("dir")])?;
+        mounted.ready.raw(0)?.write(COUNTERS, &[0; 16])?;
+        Ok(Box::new(mounted))
+    }),
     ("A mount that is read-only", |guest, ready| {
         let mounted = Mounted::new(guest, 1)?;
         umount()?;
@@ -108,6 +125,29 @@ fn bound(guest: &Guest, driver: Driver) -> Result<Guard> {
 fn damaged(ready: &Ready, offset: u64, bytes: &[u8]) -> Result<Guard> {
     ready.raw(0)?.write(offset, bytes)?;
     Ok(Box::new(()))
+}
+
+/// As many entries as there is room for.
+fn fill_log(ready: &Ready) -> Result<()> {
+    let empty = LogHeader::new(LOG_LEN_MIN);
+    let count = empty.last_index + 1;
+    let entry = |seqnum: u64| {
+        let body = Body::Mkdir(MkdirEntry {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+            path: path_bytes(format!("d{seqnum}").as_bytes()),
+        });
+        Entry { seqnum, body }.encode()
+    };
+    let entries: Vec<u8> = (0..count).flat_map(entry).collect();
+    let header = LogHeader {
+        next_seqnum: count,
+        next_index: count,
+        ..empty
+    };
+    let log = [&header.encode()[..], &entries].concat();
+    ready.raw(0)?.write(AU, &log)
 }
 
 fn the_page_is_what_famfs_says(guest: &Guest, _channel: &mut Channel) -> Result<()> {
