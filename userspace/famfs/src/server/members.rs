@@ -204,7 +204,10 @@ mod tests {
             error.to_string()
         };
         assert!(error(14, 64 << 20).contains("is not there"));
-        assert!(error(13, 64 << 20).starts_with("/dev/dax3.0 and /dev/dax4.0 are both daxdev 1"));
+        assert_eq!(
+            error(13, 64 << 20),
+            "/dev/dax3.0 and /dev/dax4.0 are both daxdev 1 (uuid 00000000-0000-0000-0000-00000000000d): one is a copy; name the right one with --daxdev"
+        );
         assert!(error(12, 32 << 20).contains("but has 67108864 bytes, the log says 33554432"));
     }
 }
