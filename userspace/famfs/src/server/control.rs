@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,9 +39,13 @@ const REPLAY_TIMEOUT: Duration = Duration::from_secs(300);
 /// More than any request has: the path of a program is the longest part.
 const REQUEST_MAX: u64 = 5000;
 
-/// The socket of a server; removed when dropped.
+/// The socket of a server; removed when dropped, unless another server of the device has its own there by then.
 #[derive(Debug)]
-pub struct Socket(PathBuf);
+pub struct Socket {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
 
 impl Socket {
     /// Opens the socket of `player`'s server and answers on it. A successor gets the `estate`.
@@ -52,13 +56,7 @@ impl Socket {
             .recursive(true)
             .mode(0o755)
             .create(DIR)?;
-        // Left behind by a server that was killed: this one holds the device.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => (),
-        }
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        let (socket, listener) = Self::bind(path)?;
         thread::Builder::new()
             .name("control".into())
             .spawn(move || {
@@ -68,14 +66,33 @@ impl Socket {
                     }
                 }
             })?;
-        Ok(Self(path))
+        Ok(socket)
+    }
+
+    fn bind(path: PathBuf) -> io::Result<(Self, UnixListener)> {
+        // Left behind by a server that was killed or is about to end: this one holds the device.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        let identity = identity(&path)?;
+        Ok((Self { path, identity }, listener))
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let meta = fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino()))
 }
 
 /// Path of what the mount of `device` has with this extension, in a directory that is root's.
@@ -245,5 +262,18 @@ mod tests {
     fn sockets_are_named_after_devices() {
         let path = path_of(Path::new("/dev/dax1.0"), "sock");
         assert_eq!(path, Path::new("/run/famfs/dax1.0.sock"));
+    }
+
+    #[test]
+    fn a_socket_of_another_server_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dax0.0.sock");
+        let (old, _listener) = Socket::bind(path.clone()).unwrap();
+        let (new, _listener) = Socket::bind(path.clone()).unwrap();
+        drop(old);
+        UnixStream::connect(&path).unwrap();
+        drop(new);
+        let error = UnixStream::connect(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }
