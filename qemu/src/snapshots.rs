@@ -10,17 +10,12 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use famfs_media::{
+    entry_offset, LogHeader, Superblock, ALLOC_UNIT, HEADER_BYTES, LOG_OFFSET, SUPERBLOCK_BYTES,
+};
 use rustix::process::{kill_process, waitpid, Pid, Signal, WaitOptions};
 use serde_json::Value;
 
-const AU: u64 = 2 << 20;
-const SUPERBLOCK_MAGIC: u64 = 0x87b2_82ff;
-/// Where the entries are in a log, and how long one is.
-const ENTRIES_AT: u64 = 48;
-const ENTRY_BYTES: u64 = 544;
-/// Where the header has its counters.
-const NEXT_SEQNUM_AT: u64 = 32;
-const NEXT_INDEX_AT: u64 = 40;
 /// Snapshots of each append.
 const POINTS: usize = 10;
 /// How long a guest may take to begin an append that it has announced.
@@ -68,23 +63,25 @@ impl Snapshots {
 
     fn try_take(&mut self, qemu: &Child, count: u64) -> Result<()> {
         let base = self.find_superblock()?;
-        let log = base + AU;
-        let before = self.word(log + NEXT_INDEX_AT)?;
-        self.superblock = self.bytes(base, 4096)?;
+        let log = base + LOG_OFFSET;
+        let header = LogHeader::decode(&self.bytes(log, HEADER_BYTES as u64)?);
+        let before = header.context("log header")?.next_index;
+        self.superblock = self.bytes(base, SUPERBLOCK_BYTES as u64)?;
         self.append = (before, count);
         let mut points: Vec<u64> = (0..POINTS).map(|_| self.next_random() % count).collect();
         points.sort_unstable();
+        let end = entry_at(before + count)?;
         let pid = Pid::from_child(qemu);
         let start = Instant::now();
         for point in points {
-            let entry = log + ENTRIES_AT + (before + point) * ENTRY_BYTES;
+            let entry = log + entry_at(before + point)?;
             while self.word(entry)? == 0 {
                 ensure!(start.elapsed() < PATIENCE, "nothing is appended");
             }
             kill_process(pid, Signal::STOP)?;
             // Until all of its threads have stopped.
             waitpid(Some(pid), WaitOptions::UNTRACED)?;
-            let copy = self.bytes(log, ENTRIES_AT + (before + count) * ENTRY_BYTES);
+            let copy = self.bytes(log, end);
             kill_process(pid, Signal::CONT)?;
             self.taken.push(copy?);
         }
@@ -112,7 +109,7 @@ impl Snapshots {
     fn judge_one(&mut self, log: &[u8]) -> Result<()> {
         let image = File::create(&self.image)?;
         image.write_all_at(&self.superblock, 0)?;
-        image.write_all_at(log, AU)?;
+        image.write_all_at(log, LOG_OFFSET)?;
         let fsck = self.famfs_json("fsck")?;
         ensure!(fsck["errors"] == Value::Array(Vec::new()), "fsck: {fsck}");
         let (before, count) = self.append;
@@ -136,8 +133,9 @@ impl Snapshots {
             files + daxdevs == entries + 1,
             "{files} files and directories of {entries} entries"
         );
-        let has_more = entries == before && word_at(log, ENTRIES_AT + before * ENTRY_BYTES) != 0;
-        let differ = word_at(log, NEXT_SEQNUM_AT) != word_at(log, NEXT_INDEX_AT);
+        let has_more = entries == before && word_at(log, entry_at(before)?) != 0;
+        let header = LogHeader::decode(log).context("log header")?;
+        let differ = header.next_seqnum != header.next_index;
         self.midway += usize::from(has_more || differ);
         Ok(())
     }
@@ -155,8 +153,8 @@ impl Snapshots {
 
     /// Behind what ndctl has written of the namespace.
     fn find_superblock(&self) -> Result<u64> {
-        for base in (0..64 * AU).step_by(AU as usize) {
-            if self.word(base)? == SUPERBLOCK_MAGIC {
+        for base in (0..64 * ALLOC_UNIT).step_by(ALLOC_UNIT as usize) {
+            if self.word(base)? == Superblock::MAGIC {
                 return Ok(base);
             }
         }
@@ -189,6 +187,10 @@ impl Drop for Snapshots {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.image);
     }
+}
+
+fn entry_at(index: u64) -> Result<u64> {
+    entry_offset(index).context("log entry index too large")
 }
 
 fn word_at(bytes: &[u8], at: u64) -> u64 {
