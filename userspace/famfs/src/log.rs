@@ -7,7 +7,8 @@ use std::io;
 use anyhow::Context;
 use famfs_fuse::Region;
 use famfs_media::{
-    entry_offset, Body, Entry, LogError, LogHeader, Replay, Superblock, ENTRY_BYTES, HEADER_BYTES,
+    entry_offset, Body, Entry, EntryError, LogError, LogHeader, Replay, Superblock, ENTRY_BYTES,
+    HEADER_BYTES,
 };
 
 /// Memory that other hosts may write to.
@@ -64,48 +65,120 @@ pub fn entries(store: &impl Store, from: u64, to: u64) -> anyhow::Result<Vec<u8>
     read_fresh(store, usize::try_from(start)?, usize::try_from(len)?).context("reading the log")
 }
 
+/// How far a log has whole entries.
+#[derive(Debug)]
+pub struct Scan {
+    /// Index behind the last of them.
+    pub next_index: u64,
+    /// The entry there, if the header announces one.
+    pub broken: Option<Broken>,
+}
+
+/// The first entry of a log that is not whole.
+#[derive(Debug)]
+pub struct Broken {
+    /// Its index.
+    pub index: u64,
+    error: EntryError,
+    /// Whether an entry behind it is whole: then it is damage, else an append that was cut short.
+    damage: bool,
+}
+
+impl Broken {
+    /// # Errors
+    /// An entry behind it is whole.
+    pub fn check_end(&self) -> Result<(), LogError> {
+        let (index, error) = (self.index, self.error);
+        match self.damage {
+            true => Err(LogError::Entry { index, error }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Reads the entries from `from` on that `header` announces. `take` gets those that are whole, up to the first that is
+/// not, piece by piece with the index of the first of each: bytes of this host, for memory may have others by now. A
+/// broken entry is read once more from memory: another host's write may have been on its way.
+///
+/// # Errors
+/// The log is shorter than `from`, or `take` fails.
+pub fn scan(
+    store: &impl Store,
+    header: &LogHeader,
+    from: u64,
+    mut take: impl FnMut(u64, &[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<Scan> {
+    let (known, found) = (from, header.next_index);
+    if found < known {
+        return Err(LogError::Shrunk { known, found }.into());
+    }
+    let mut scan = Scan {
+        next_index: from,
+        broken: None,
+    };
+    for start in (from..found).step_by(usize::try_from(PIECE)?) {
+        let mut piece = entries(store, start, start.saturating_add(PIECE).min(found))?;
+        for (index, bytes) in (start..).zip(piece.chunks_exact_mut(ENTRY_BYTES)) {
+            match &mut scan.broken {
+                None => match whole_or_again(store, index, bytes)? {
+                    Ok(()) => scan.next_index = index.saturating_add(1),
+                    Err(error) => {
+                        scan.broken = Some(Broken {
+                            index,
+                            error,
+                            damage: false,
+                        });
+                    }
+                },
+                Some(broken) if Entry::parse(bytes, index).is_ok() => {
+                    broken.damage = true;
+                    return Ok(scan);
+                }
+                Some(_) => {}
+            }
+        }
+        let count = usize::try_from(scan.next_index.saturating_sub(start))?;
+        match piece.get(..count.saturating_mul(ENTRY_BYTES)) {
+            Some(whole) if !whole.is_empty() => take(start, whole)?,
+            _ => {}
+        }
+    }
+    Ok(scan)
+}
+
+/// Whether entry `index`, whose bytes are `bytes`, is whole, if need be as it is in memory by now.
+fn whole_or_again(
+    store: &impl Store,
+    index: u64,
+    bytes: &mut [u8],
+) -> anyhow::Result<Result<(), EntryError>> {
+    if Entry::parse(bytes, index).is_ok() {
+        return Ok(Ok(()));
+    }
+    bytes.copy_from_slice(&entries(store, index, index.saturating_add(1))?);
+    Ok(Entry::parse(bytes, index).map(drop))
+}
+
 /// Bring `replay` up to date, as far as the log has whole entries: `replay.next_index()` is less than the header's
-/// where its end was not written whole. A broken entry is read once more from memory: another host's write may have
-/// been on its way. Returns the bytes of the entries that were replayed: memory may have others by now.
+/// where its end was not written whole.
 ///
 /// # Errors
 /// An entry is broken and one behind it is not. Nothing was replayed then.
-pub fn catch_up(
-    store: &impl Store,
-    header: &LogHeader,
-    replay: &mut Replay,
-) -> anyhow::Result<Vec<u8>> {
-    let from = replay.next_index();
+pub fn catch_up(store: &impl Store, header: &LogHeader, replay: &mut Replay) -> anyhow::Result<()> {
     let mut whole = Vec::new();
-    let mut broken = None;
-    for start in (from..header.next_index).step_by(usize::try_from(PIECE)?) {
-        let end = start.saturating_add(PIECE).min(header.next_index);
-        let piece = entries(store, start, end)?;
-        for (index, bytes) in (start..end).zip(piece.chunks_exact(ENTRY_BYTES)) {
-            match (Entry::parse(bytes, index), &broken) {
-                (Ok(_), None) => whole.extend_from_slice(bytes),
-                (Err(_), None) => {
-                    let again = entries(store, index, index.saturating_add(1))?;
-                    match Entry::parse(&again, index) {
-                        Ok(_) => whole.extend(again),
-                        Err(error) => broken = Some(LogError::Entry { index, error }),
-                    }
-                }
-                (Ok(_), Some(error)) => return Err((*error).into()),
-                (Err(_), Some(_)) => {}
-            }
-        }
+    let scan = scan(store, header, replay.next_index(), |_, bytes| {
+        whole.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    if let Some(broken) = &scan.broken {
+        broken.check_end()?;
     }
-    let count = (whole.len() / ENTRY_BYTES) as u64;
-    let next_index = from.saturating_add(count).min(header.next_index);
-    replay.advance(
-        &LogHeader {
-            next_index,
-            ..*header
-        },
-        &whole,
-    )?;
-    Ok(whole)
+    let upto = LogHeader {
+        next_index: scan.next_index,
+        ..*header
+    };
+    replay.advance(&upto, &whole)?;
+    Ok(())
 }
 
 /// The header with which to append, after `replay` has caught up with `header`: what an append that was cut short has

@@ -82,7 +82,14 @@ impl Tree {
 
     /// All nodes but the root with their paths, in the order of the log.
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        (0u32..).map(NodeId).zip(&self.nodes).skip(1)
+        self.nodes_from(0)
+    }
+
+    /// The same without the first `count`.
+    pub fn nodes_from(&self, count: usize) -> impl Iterator<Item = (NodeId, &Node)> {
+        let first = count.saturating_add(1);
+        let ids = (0..=u32::MAX).skip(first).map(NodeId);
+        ids.zip(self.nodes.get(first..).unwrap_or_default())
     }
 
     /// All files and directories with their paths, directories before what is

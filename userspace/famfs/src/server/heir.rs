@@ -14,7 +14,7 @@ use famfs_media::{Daxdev, Role, Superblock};
 use super::control::Socket;
 use super::handover::{Descriptors, Estate};
 use super::kept::{Changed, LogCopy};
-use super::logplay::Player;
+use super::logplay::{Player, Reader};
 use super::members;
 use super::namespace::Namespace;
 use super::opener::Opener;
@@ -87,9 +87,8 @@ impl Heir {
                 format!("what is to be taken over is the mount of {found}, not that of {wanted}");
             return Err(fail(Exit::Usage, text));
         }
-        let copy = LogCopy::from(descriptors.log.try_clone()?);
         let (changed, paths) = Changed::adopt(descriptors.attributes.try_clone()?)?;
-        let (superblock, replay) = copy.replay(device.size)?;
+        let (copy, superblock, replay) = LogCopy::adopt(descriptors.log.try_clone()?, device.size)?;
         let summary = Summary::of(&superblock, &replay, options);
         let daxdevs = replay.daxdevs.clone();
         let mut namespace = Namespace::meta_only(superblock.log_len);
@@ -126,7 +125,7 @@ impl Heir {
             mountpoint: self.place.point,
             device: self.place.device,
             channel: notifier.context("cloning /dev/fuse")?,
-            tools: Mutex::new((Opener::default(), self.copy)),
+            tools: Mutex::new((Opener::default(), Reader::new(self.copy))),
         });
         let socket = Socket::open(Arc::clone(&player), Estate::new(descriptors, options))
             .context("opening the control socket")?;

@@ -16,11 +16,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use famfs_fuse::abi::Attr;
 use famfs_media::{
-    entry_offset, LogHeader, Replay, Superblock, ENTRY_BYTES, HEADER_BYTES, SUPERBLOCK_BYTES,
+    entry_offset, LogError, LogHeader, Replay, Superblock, ENTRY_BYTES, HEADER_BYTES,
+    SUPERBLOCK_BYTES,
 };
 use rustix::fs::{memfd_create, MemfdFlags};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::log::PIECE;
 
 /// Starts the file of the attributes. The last byte is a version, to change with either file's layout.
 const MAGIC: [u8; 8] = *b"famfs\0\0\x01";
@@ -29,61 +32,125 @@ fn memfd(name: &str) -> io::Result<File> {
     Ok(memfd_create(name, MemfdFlags::CLOEXEC)?.into())
 }
 
-/// The superblock and behind it the log, up to the last entry that was replayed.
+/// The superblock and behind it the log, up to the last entry that was read, without a gap: entries are announced when
+/// they were written, and who shows them takes them from here.
 #[derive(Debug)]
-pub struct LogCopy(File);
+pub struct LogCopy {
+    file: File,
+    /// As in the file. The sequence number stays 0, which no reader looks at.
+    header: LogHeader,
+    /// Whether the last write has failed.
+    failed: bool,
+}
 
 impl LogCopy {
-    /// Of a file system of which nothing was replayed yet.
-    pub fn new(superblock: &Superblock) -> io::Result<Self> {
-        let copy = Self(memfd("famfs-log")?);
-        copy.0.write_all_at(&superblock.encode(), 0)?;
-        copy.write(0, &LogHeader::new(superblock.log_len).encode())?;
+    /// Of a file system of which nothing was read yet.
+    pub fn new(superblock: &Superblock) -> anyhow::Result<Self> {
+        let mut copy = Self {
+            file: memfd("famfs-log")?,
+            header: LogHeader::new(superblock.log_len),
+            failed: false,
+        };
+        copy.write(0, &superblock.encode())?;
+        copy.announce(0)?;
         Ok(copy)
     }
 
-    /// Takes over `entries`, which were replayed: the first of them has index `from` in the log with this header.
-    pub fn follow(&self, header: &LogHeader, from: u64, entries: &[u8]) -> anyhow::Result<()> {
-        if !entries.is_empty() {
-            let at = entry_offset(from).context("log entry index too large")?;
-            self.write(at, entries)?;
-            let header = LogHeader {
-                next_index: from.saturating_add((entries.len() / ENTRY_BYTES) as u64),
-                ..*header
-            };
-            // Last, so that whoever reads meanwhile finds whole entries.
-            self.write(0, &header.encode())?;
+    /// The copy that a predecessor has left, and its replay on a device 0 of `device_size` bytes.
+    pub fn adopt(fd: OwnedFd, device_size: u64) -> anyhow::Result<(Self, Superblock, Replay)> {
+        let file = File::from(fd);
+        let mut bytes = [0; SUPERBLOCK_BYTES + HEADER_BYTES];
+        file.read_exact_at(&mut bytes, 0)
+            .context("the predecessor's copy of the log")?;
+        let (superblock, header) = bytes.split_at(SUPERBLOCK_BYTES);
+        let superblock = Superblock::parse(superblock)?;
+        let header = LogHeader::parse(header, superblock.log_len).map_err(LogError::from)?;
+        let copy = Self {
+            file,
+            header,
+            failed: false,
+        };
+        let replay = copy.replay(&superblock, device_size)?;
+        Ok((copy, superblock, replay))
+    }
+
+    /// Replays all of it, on a device 0 of `device_size` bytes.
+    pub fn replay(&self, superblock: &Superblock, device_size: u64) -> anyhow::Result<Replay> {
+        let mut replay = Replay::new(superblock, device_size);
+        for piece in self.pieces(0) {
+            let (upto, bytes) = piece?;
+            replay.advance(&upto, &bytes)?;
+            if replay.next_index() < upto.next_index {
+                let index = replay.next_index();
+                anyhow::bail!("the copy of the log has no entry {index}: umount and mount instead");
+            }
         }
+        Ok(replay)
+    }
+
+    /// Index of the first entry that it does not have.
+    pub fn next_index(&self) -> u64 {
+        self.header.next_index
+    }
+
+    /// Writes `entries`, of which the first has this index, to be announced when all are written.
+    pub fn put(&mut self, index: u64, entries: &[u8]) -> anyhow::Result<()> {
+        let at = entry_offset(index).context("log entry index too large")?;
+        self.write(at.saturating_add(SUPERBLOCK_BYTES as u64), entries)
+    }
+
+    /// Says that all entries below `next_index` were written.
+    pub fn announce(&mut self, next_index: u64) -> anyhow::Result<()> {
+        let header = LogHeader {
+            next_index,
+            ..self.header
+        };
+        self.write(SUPERBLOCK_BYTES as u64, &header.encode())?;
+        self.header = header;
         Ok(())
     }
 
-    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0
-            .write_all_at(bytes, at.saturating_add(SUPERBLOCK_BYTES as u64))
+    /// The entries from `from` on, piece by piece, each with a header that announces no further ones.
+    pub fn pieces(
+        &self,
+        from: u64,
+    ) -> impl Iterator<Item = anyhow::Result<(LogHeader, Vec<u8>)>> + '_ {
+        let mut start = from;
+        std::iter::from_fn(move || {
+            let from = start;
+            start = self.header.next_index.min(from.saturating_add(PIECE));
+            (from < start).then(|| self.piece(from, start))
+        })
     }
 
-    /// Replays the copy, on a device 0 of `device_size` bytes.
-    pub fn replay(&self, device_size: u64) -> anyhow::Result<(Superblock, Replay)> {
-        let len = usize::try_from(self.0.metadata()?.len())?;
-        let mut bytes = vec![0; len.max(SUPERBLOCK_BYTES + HEADER_BYTES)];
-        self.0
-            .read_exact_at(&mut bytes, 0)
-            .context("the predecessor's copy of the log")?;
-        let (superblock, log) = bytes.split_at(SUPERBLOCK_BYTES);
-        let superblock = Superblock::parse(superblock)?;
-        let replay = Replay::of_log(&superblock, device_size, log)?;
-        Ok((superblock, replay))
+    fn piece(&self, from: u64, next_index: u64) -> anyhow::Result<(LogHeader, Vec<u8>)> {
+        let count = usize::try_from(next_index.saturating_sub(from))?;
+        let mut bytes = vec![0; count.saturating_mul(ENTRY_BYTES)];
+        let at = entry_offset(from).context("log entry index too large")?;
+        self.file
+            .read_exact_at(&mut bytes, at.saturating_add(SUPERBLOCK_BYTES as u64))
+            .context("the copy of the log")?;
+        let upto = LogHeader {
+            next_index,
+            ..self.header
+        };
+        Ok((upto, bytes))
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        let written = self.file.write_all_at(bytes, at);
+        if let (Err(error), false) = (&written, self.failed) {
+            tracing::error!(
+                "there is no room for a successor's copy of the log ({error}): new files are not shown until there is"
+            );
+        }
+        self.failed = written.is_err();
+        written.context("copying the log for a successor")
     }
 
     /// A descriptor for the successor.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        Ok(self.0.try_clone()?.into())
-    }
-}
-
-impl From<OwnedFd> for LogCopy {
-    fn from(fd: OwnedFd) -> Self {
-        Self(fd.into())
+        Ok(self.file.try_clone()?.into())
     }
 }
 
@@ -201,120 +268,5 @@ impl Changed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::cell::RefCell;
-
-    use famfs_media::{path_bytes, Body, Entry, MkdirEntry};
-
-    use crate::log::Store;
-    use crate::server::logplay::advance;
-    use crate::server::tests::read;
-
-    #[test]
-    fn changes_outlive_their_server() {
-        let devices: Vec<PathBuf> = vec!["/dev/dax1.0".into(), "/dev/dax0.0".into()];
-        let mut changed = Changed {
-            time: 5,
-            ..Changed::default()
-        };
-        let fd = changed.keep(&devices).unwrap();
-        let adopt = || Changed::adopt(fd.try_clone().unwrap()).unwrap();
-        let attr = |mode| Attr {
-            mode,
-            ..Attr::default()
-        };
-        for (nodeid, mode) in [(16, 1), (20, 2), (16, 3)] {
-            changed.set(nodeid, attr(mode)).unwrap();
-        }
-        let (mut heir, paths) = adopt();
-        assert_eq!((heir.time, paths), (5, devices));
-        assert_eq!(heir.get(16).map(|attr| attr.mode), Some(3));
-        heir.set(21, attr(4)).unwrap();
-        let (heir, _) = adopt();
-        let modes = [16, 20, 21, 22].map(|nodeid| heir.get(nodeid).map(|attr| attr.mode));
-        assert_eq!(modes, [Some(3), Some(2), Some(4), None]);
-    }
-
-    #[test]
-    fn another_version_is_refused() {
-        let fd = Changed::default().keep(&[]).unwrap();
-        let file = File::from(fd.try_clone().unwrap());
-        file.write_all_at(&[2], 7).unwrap();
-        let error = Changed::adopt(fd).unwrap_err();
-        assert!(error.to_string().contains("of another version"), "{error}");
-    }
-
-    #[test]
-    fn the_copy_is_replayed_as_the_log_was() {
-        let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
-        let log = read("media/log.bin");
-        let header = LogHeader::parse(&log, superblock.log_len).unwrap();
-        let copy = LogCopy::new(&superblock).unwrap();
-        let (_, empty) = copy.replay(16 << 30).unwrap();
-        assert_eq!(empty.next_index(), 0);
-        let (half, all) = (header.next_index / 2, header.next_index);
-        let middle = half as usize * ENTRY_BYTES;
-        let (first, second) = log[HEADER_BYTES..][..all as usize * ENTRY_BYTES].split_at(middle);
-        copy.follow(&header, 0, first).unwrap();
-        let (_, replay) = copy.replay(16 << 30).unwrap();
-        assert_eq!(replay.next_index(), half);
-        copy.follow(&header, half, second).unwrap();
-        let (same, replay) = copy.replay(16 << 30).unwrap();
-        let original = Replay::of_log(&superblock, 16 << 30, &log).unwrap();
-        assert_eq!(same, superblock);
-        assert_eq!((replay.next_index(), replay.totals), (all, original.totals));
-    }
-
-    /// A log that another host changes as soon as it was read: its directory `a` is called `b` from then on.
-    struct Changing(RefCell<Vec<u8>>);
-
-    fn dir(name: &[u8]) -> [u8; ENTRY_BYTES] {
-        let body = Body::Mkdir(MkdirEntry {
-            uid: 0,
-            gid: 0,
-            mode: 0o755,
-            path: path_bytes(name),
-        });
-        Entry { seqnum: 0, body }.encode()
-    }
-
-    impl Store for Changing {
-        fn read(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
-            let mut bytes = self.0.borrow_mut();
-            out.copy_from_slice(&bytes[at..at + out.len()]);
-            if at + out.len() > HEADER_BYTES {
-                bytes[HEADER_BYTES..].copy_from_slice(&dir(b"b"));
-            }
-            Ok(())
-        }
-        fn write(&self, _: usize, _: &[u8]) -> io::Result<()> {
-            Err(io::ErrorKind::PermissionDenied.into())
-        }
-        fn flush(&self, _: usize, _: usize) -> io::Result<()> {
-            Ok(())
-        }
-        fn invalidate(&self, _: usize, _: usize) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn the_copy_is_of_what_was_replayed() {
-        let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
-        let header = LogHeader {
-            next_seqnum: 1,
-            next_index: 1,
-            ..LogHeader::new(superblock.log_len)
-        };
-        let log = Changing(RefCell::new([&header.encode()[..], &dir(b"a")].concat()));
-        let copy = LogCopy::new(&superblock).unwrap();
-        let mut replay = Replay::new(&superblock, 16 << 30);
-        advance(&mut replay, &superblock, &log, &copy).unwrap();
-        let (_, successor) = copy.replay(16 << 30).unwrap();
-        for name in [&b"a"[..], b"b"] {
-            let found = [&replay, &successor].map(|replay| replay.tree.resolve(name).is_some());
-            assert_eq!(found, [name == b"a"; 2]);
-        }
-    }
-}
+#[path = "kept_tests.rs"]
+mod tests;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Replay of the log, through the files of `.meta`: at the mount, and whenever somebody has appended to it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -8,9 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
 use famfs_fuse::{map_file, DevFuse, Region};
-use famfs_media::{Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
+use famfs_media::{Finding, Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
 use rustix::fs::{makedev, statx, AtFlags, StatxFlags, CWD};
 use rustix::mount::{open_tree, OpenTreeFlags};
 use uuid::Uuid;
@@ -19,8 +19,11 @@ use super::kept::LogCopy;
 use super::opener::{Meta, Opener};
 use super::ops::Server;
 use crate::exit::{fail, Exit};
-use crate::log::{self, Store};
+use crate::log::{self, Broken, Store};
 use crate::master;
+
+/// Entries left out that are named in the server's messages after a look.
+const SAID: usize = 20;
 
 /// Opens a file of `.meta` below `root` and maps its first `len` bytes. The file itself is closed again: while it
 /// lives, the mapping alone pins the mount.
@@ -62,27 +65,55 @@ pub fn take_over(
     Ok(master::become_master(&region, superblock)?)
 }
 
-/// Replays the entries of the log `region` that are new since `replay` was advanced last, and copies them.
-pub fn advance(
-    replay: &mut Replay,
-    superblock: &Superblock,
-    region: &impl Store,
-    copy: &LogCopy,
-) -> anyhow::Result<()> {
-    let (known, from) = (replay.findings.len(), replay.next_index());
-    let header = log::header(region, superblock)?;
-    // Of what was replayed, not of what memory has by now: the successor must see the same files.
-    let replayed = log::catch_up(region, &header, replay)?;
-    copy.follow(&header, from, &replayed)
-        .context("copying the log for a successor")?;
-    if replay.next_index() < header.next_index {
-        let (end, announced) = (replay.next_index(), header.next_index);
-        tracing::warn!("the log announces {announced} entries, those from {end} on are not whole");
+/// What reads a log that other hosts may write to. Only what it has checked and copied is shown.
+#[derive(Debug)]
+pub struct Reader {
+    /// The entries so far.
+    pub copy: LogCopy,
+}
+
+impl Reader {
+    /// Goes on from what was copied.
+    pub fn new(copy: LogCopy) -> Self {
+        Self { copy }
     }
-    for finding in replay.findings.iter().skip(known) {
+
+    /// Copies the entries of the log `region` that are new, as far as they are whole: all of them or none.
+    ///
+    /// # Errors
+    /// Among others: an entry is broken and one behind it is not.
+    pub fn look(&mut self, superblock: &Superblock, region: &impl Store) -> anyhow::Result<()> {
+        let header = log::header(region, superblock)?;
+        let from = self.copy.next_index();
+        let take = |index, entries: &[u8]| self.copy.put(index, entries);
+        let scan = log::scan(region, &header, from, take)?;
+        let end = scan.broken.as_ref().map_or(Ok(()), Broken::check_end);
+        if end.is_ok() && scan.next_index > from {
+            self.copy.announce(scan.next_index)?;
+        }
+        if let Some(broken) = &scan.broken {
+            let (announced, index) = (header.next_index, broken.index);
+            match &end {
+                Ok(()) => tracing::warn!(
+                    "the log announces {announced} entries, those from {index} on are not whole"
+                ),
+                Err(error) => {
+                    tracing::warn!("{error}, with whole ones behind it: no new entry is used")
+                }
+            }
+        }
+        Ok(end?)
+    }
+}
+
+/// Says what is wrong with entries that were left out: no more than a few, for another host can write any number.
+pub fn warn(findings: &[Finding]) {
+    for finding in findings.iter().take(SAID) {
         tracing::warn!("{finding}");
     }
-    Ok(())
+    if let Some(more) = findings.len().checked_sub(SAID).filter(|&more| more > 0) {
+        tracing::warn!("and {more} more: `famfs fsck` lists them");
+    }
 }
 
 /// What replays the log of a mount. It keeps nothing of the mount open between two replays, so that umount(8) finds it
@@ -100,7 +131,7 @@ pub struct Player {
     /// Tells the kernel what has changed.
     pub channel: DevFuse,
     /// What replaying takes, held by who replays.
-    pub tools: Mutex<(Opener, LogCopy)>,
+    pub tools: Mutex<(Opener, Reader)>,
 }
 
 impl Player {
@@ -136,7 +167,7 @@ impl Player {
 
     fn try_replay(&self, target: u64) -> anyhow::Result<u64> {
         let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
-        let (opener, copy) = &mut *tools;
+        let (opener, reader) = &mut *tools;
         // Through a mount of its own: a file that is open through the user's would make umount(8) fail.
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let root = open_tree(CWD, &self.mountpoint, flags)?;
@@ -153,20 +184,48 @@ impl Player {
             self.superblock.log_len,
             false,
         )?;
-        // Touching the region asks nothing of the workers, which wait for the namespace meanwhile.
-        let changed = self
-            .server
-            .namespace_mut()
-            .advance(|replay| advance(replay, &self.superblock, &region, copy))?;
-        for nodeid in changed {
-            self.channel.invalidate_attributes(nodeid)?;
-        }
-        let namespace = self.server.namespace();
-        let known = namespace.replay().map_or(0, Replay::next_index);
+        self.take_in(reader, &region, target)
+    }
+
+    /// Replays what is new in the log `region`.
+    pub(super) fn take_in(
+        &self,
+        reader: &mut Reader,
+        region: &impl Store,
+        target: u64,
+    ) -> anyhow::Result<u64> {
+        reader.look(&self.superblock, region)?;
+        let known = self.enter(&reader.copy)?;
         if known < target {
             let text = format!("the log has {known} entries, {target} were announced");
             return Err(fail(Exit::Corrupt, text));
         }
+        Ok(known)
+    }
+
+    /// Shows what the copy has. A piece at a time, and from this host's memory, so that nobody who looks something up
+    /// waits for long. Returns how many entries are known then.
+    fn enter(&self, copy: &LogCopy) -> anyhow::Result<u64> {
+        let position = |replay: &Replay| (replay.next_index(), replay.findings.len());
+        let known = self.server.namespace().replay().map(position);
+        let (from, findings) = known.unwrap_or_default();
+        let mut changed = BTreeSet::new();
+        for piece in copy.pieces(from) {
+            let (upto, entries) = piece?;
+            changed.append(&mut self.server.namespace_mut().advance(&upto, &entries)?);
+        }
+        for nodeid in changed {
+            self.channel.invalidate_attributes(nodeid)?;
+        }
+        let namespace = self.server.namespace();
+        let new = namespace
+            .replay()
+            .map(|replay| replay.findings.iter().skip(findings).cloned());
+        let new: Vec<_> = new.into_iter().flatten().collect();
+        let known = namespace.replay().map_or(0, Replay::next_index);
+        // Who waits to change something waits for whoever looks.
+        drop(namespace);
+        warn(&new);
         Ok(known)
     }
 }

@@ -52,7 +52,7 @@ use control::Socket;
 use handover::{Descriptors, Estate, Predecessor};
 use heir::{Heir, Place};
 use kept::LogCopy;
-use logplay::Player;
+use logplay::{Player, Reader};
 use namespace::Namespace;
 use opener::{Meta, Opener};
 use ops::Server;
@@ -114,7 +114,7 @@ pub fn run(
     let mut session = Session::start(&server, options.noexec)?;
     let mut opener = Opener::default();
     let loaded = load(&server, &mut opener, session.root()?, devices, options);
-    let (superblock, copy, summary) = loaded?;
+    let (superblock, reader, summary) = loaded?;
     let stat = statx(
         session.root()?,
         "",
@@ -128,7 +128,7 @@ pub fn run(
             .context("making the mount read-only")?;
     }
     let descriptors = Descriptors {
-        log: copy.descriptor()?,
+        log: reader.copy.descriptor()?,
         attributes,
         channels: session.channels()?,
     };
@@ -138,7 +138,7 @@ pub fn run(
         mountpoint: mountpoint.into(),
         device: makedev(stat.stx_dev_major, stat.stx_dev_minor),
         channel: session.notifier()?,
-        tools: Mutex::new((opener, copy)),
+        tools: Mutex::new((opener, reader)),
     });
     service::store(&descriptors).context("leaving descriptors with the service manager")?;
     let _socket = Socket::open(Arc::clone(&player), Estate::new(descriptors, options))
@@ -215,7 +215,7 @@ fn load(
     root: BorrowedFd<'_>,
     devices: &[DaxDevice],
     options: &Options,
-) -> anyhow::Result<(Superblock, LogCopy, Summary)> {
+) -> anyhow::Result<(Superblock, Reader, Summary)> {
     let device = devices.first().context("no device was given")?;
     let name = device.path.display();
     let successor = options.take_over.then(system::uuid_or_new).transpose()?;
@@ -231,17 +231,17 @@ fn load(
         logplay::take_over(opener, root, &mut superblock, system).context("becoming the master")?;
     }
     server.namespace_mut().set_superblock(&superblock);
-    let copy = LogCopy::new(&superblock)?;
-    let region = logplay::map_meta(opener, root, Meta::Log, superblock.log_len, false);
-    let mut replay = Replay::new(&superblock, device.size);
-    region
-        .and_then(|region| logplay::advance(&mut replay, &superblock, &region, &copy))
+    let mut reader = Reader::new(LogCopy::new(&superblock)?);
+    let replay = logplay::map_meta(opener, root, Meta::Log, superblock.log_len, false)
+        .and_then(|region| reader.look(&superblock, &region))
+        .and_then(|()| reader.copy.replay(&superblock, device.size))
         .map_err(|error| access_error(device, error))?;
+    logplay::warn(&replay.findings);
     let devices = members::find(&superblock, &replay, devices)?;
     server.set_devices(devices.into_iter().map(|device| device.path).collect());
     let summary = Summary::of(&superblock, &replay, options);
     server.namespace_mut().set_replay(replay);
-    Ok((superblock, copy, summary))
+    Ok((superblock, reader, summary))
 }
 
 /// What it means that superblock or log of `device` cannot be reached or used.

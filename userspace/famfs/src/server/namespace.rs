@@ -14,8 +14,8 @@ use anyhow::Context;
 use famfs_fuse::abi::{fattr, Attr, SetattrIn, ROOT_ID};
 use famfs_fuse::Errno;
 use famfs_media::{
-    Extent, Kind, Map, Node, NodeId, Replay, Role, Superblock, Tree, ALLOC_UNIT, ENTRY_BYTES,
-    HEADER_BYTES, LOG_OFFSET, SUPERBLOCK_LEN,
+    Extent, Kind, LogHeader, Map, Node, NodeId, Replay, Role, Superblock, Tree, ALLOC_UNIT,
+    ENTRY_BYTES, HEADER_BYTES, LOG_OFFSET, SUPERBLOCK_LEN,
 };
 
 use super::kept::Changed;
@@ -100,23 +100,19 @@ impl Namespace {
         self.index_new()
     }
 
-    /// Lets `advance` carry on the replay, and shows what is new even when it fails half-way. Returns the directories
-    /// that have new directories in them: their numbers of links have changed.
-    pub fn advance(
-        &mut self,
-        advance: impl FnOnce(&mut Replay) -> anyhow::Result<()>,
-    ) -> anyhow::Result<BTreeSet<u64>> {
+    /// Carries on the replay with `entries`, up to the last one that `upto` announces. Returns the directories that have
+    /// new directories in them: their numbers of links have changed.
+    pub fn advance(&mut self, upto: &LogHeader, entries: &[u8]) -> anyhow::Result<BTreeSet<u64>> {
         let replay = self.replay.as_mut().context("there is no log")?;
-        let result = advance(replay);
-        let changed = self.index_new();
-        result.map(|()| changed)
+        replay.advance(upto, entries)?;
+        Ok(self.index_new())
     }
 
     fn index_new(&mut self) -> BTreeSet<u64> {
         let Some(Replay { tree, .. }) = &self.replay else {
             return BTreeSet::new();
         };
-        let new: Vec<_> = tree.nodes().skip(self.entries.len()).collect();
+        let new: Vec<_> = tree.nodes_from(self.entries.len()).collect();
         let parents = new
             .iter()
             .filter(|(_, node)| matches!(node.kind, Kind::Dir(_)))

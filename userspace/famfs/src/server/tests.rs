@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The server on a socket in place of /dev/fuse, with the file system of testdata/vectors/media.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::{mpsc, Arc, Mutex};
+use std::time::Duration;
+use std::{fs, io, thread};
 
 use famfs_fmap::Policy;
 use famfs_fuse::abi::{AttrOut, EntryOut, GetxattrIn, InHeader, OutHeader, ReadIn, SetattrIn};
@@ -18,12 +18,13 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::control;
 use super::kept::LogCopy;
-use super::logplay::Player;
+use super::logplay::{Player, Reader};
 use super::namespace::{Namespace, FIRST_ENTRY, LOG, META, SUPERBLOCK};
 use super::opener::Opener;
 use super::ops::Server;
 use super::session::serve;
 use crate::device::DaxDevice;
+use crate::log::Store;
 
 const DEVICE_SIZE: u64 = 16 << 30;
 
@@ -378,25 +379,81 @@ fn daxdevs_have_their_index() {
     assert_eq!(name(1 << 16), Err(Errno::INVAL));
 }
 
-#[test]
-fn the_control_socket_answers_what_it_knows() {
-    let (_kernel, device) = socketpair(
+fn player() -> Player {
+    let (_, device) = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
     )
     .unwrap();
-    let server = Arc::new(Server::new("/nowhere/dax0.0".into(), None, namespace()));
     let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
-    let player = Player {
-        server,
-        tools: Mutex::new((Opener::default(), LogCopy::new(&superblock).unwrap())),
+    Player {
+        server: Arc::new(Server::new("/nowhere/dax0.0".into(), None, namespace())),
+        tools: Mutex::new((
+            Opener::default(),
+            Reader::new(LogCopy::new(&superblock).unwrap()),
+        )),
         superblock,
         mountpoint: "/nowhere".into(),
         device: 0,
         channel: DevFuse::from(device),
+    }
+}
+
+/// The log of another host, read while somebody changes attributes, which waits for whoever looks at the namespace.
+struct Elsewhere(Arc<Server>, Vec<u8>);
+
+impl Store for Elsewhere {
+    fn read(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
+        let (server, (done, wait)) = (Arc::clone(&self.0), mpsc::channel());
+        thread::spawn(move || {
+            drop(server.namespace_mut());
+            done.send(())
+        });
+        wait.recv_timeout(Duration::from_secs(20))
+            .expect("the namespace is locked");
+        out.copy_from_slice(&self.1[at..at + out.len()]);
+        Ok(())
+    }
+    fn write(&self, _: usize, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+    fn flush(&self, _: usize, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+    fn invalidate(&self, _: usize, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn nobody_waits_while_another_hosts_memory_is_read() {
+    let player = player();
+    player
+        .server
+        .namespace_mut()
+        .set_replay(Replay::new(&player.superblock, DEVICE_SIZE));
+    let log = |entries: u64| {
+        let mut bytes = read("media/log.bin");
+        bytes[40..48].copy_from_slice(&entries.to_le_bytes());
+        Elsewhere(Arc::clone(&player.server), bytes)
     };
+    let mut tools = player.tools.lock().unwrap();
+    let mut take_in = |entries, target| player.take_in(&mut tools.1, &log(entries), target);
+    assert_eq!(take_in(4, 0).unwrap(), 4);
+    assert_eq!(take_in(10, 10).unwrap(), 10);
+    assert_eq!(player.server.namespace().len(), namespace().len());
+    let error = take_in(10, 11).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the log has 10 entries, 11 were announced"
+    );
+}
+
+#[test]
+fn the_control_socket_answers_what_it_knows() {
+    let player = player();
     let status = control::answer("status\n", &player);
     assert_eq!(
         (&status["files"], &status["next_index"]),
