@@ -79,6 +79,8 @@ pub struct Scan {
 pub struct Broken {
     /// Its index.
     pub index: u64,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
     error: EntryError,
     /// Whether an entry behind it is whole: then it is damage, else an append that was cut short.
     damage: bool,
@@ -125,6 +127,7 @@ pub fn scan(
                     Err(error) => {
                         scan.broken = Some(Broken {
                             index,
+                            bytes: bytes.to_vec(),
                             error,
                             damage: false,
                         });

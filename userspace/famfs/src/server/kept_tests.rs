@@ -153,6 +153,71 @@ fn memory_follows_entries_and_not_the_header() {
     assert_eq!(reader.copy.file.metadata().unwrap().len(), len as u64);
 }
 
+/// Where a look has read.
+fn look(reader: &mut Reader, log: &Traced) -> (anyhow::Result<()>, Vec<(usize, usize)>) {
+    log.trace.borrow_mut().clear();
+    let result = reader.look(&superblock(), log);
+    let trace = log.trace.borrow();
+    (
+        result,
+        trace.iter().map(|&(_, at, len)| (at, len)).collect(),
+    )
+}
+
+#[test]
+fn an_end_that_is_not_whole_is_read_once() {
+    let (log, header) = log(&[b"a"]);
+    let announced = LogHeader {
+        next_seqnum: 5000,
+        next_index: 5000,
+        ..header
+    };
+    log.write(0, &announced.encode()).unwrap();
+    let mut reader = reader();
+    let (result, reads) = look(&mut reader, &log);
+    result.unwrap();
+    assert_eq!(reads.len(), 1 + 5 + 1, "{reads:?}");
+    for _ in 0..2 {
+        let (result, reads) = look(&mut reader, &log);
+        result.unwrap();
+        assert_eq!(reads, [(0, HEADER_BYTES), (592, ENTRY_BYTES)]);
+    }
+    // The next master goes on behind the last whole one, with as many entries as were announced or with others.
+    let bodies = vec![dir(b"b"), dir(b"c")];
+    let header = append(&log, &header, bodies).unwrap();
+    log.write(0, &announced.encode()).unwrap();
+    look(&mut reader, &log).0.unwrap();
+    assert_eq!(adopted(&reader.copy).unwrap().totals.dirs, 3);
+    log.write(0, &header.encode()).unwrap();
+    let (result, reads) = look(&mut reader, &log);
+    result.unwrap();
+    assert_eq!(reads, [(0, HEADER_BYTES)]);
+    append(&log, &header, vec![dir(b"d")]).unwrap();
+    look(&mut reader, &log).0.unwrap();
+    assert_eq!(adopted(&reader.copy).unwrap().totals.dirs, 4);
+}
+
+#[test]
+fn damage_is_read_once() {
+    let (log, _) = log(&[b"a", b"b", b"c"]);
+    let flip = || log.bytes.borrow_mut()[592 + 100] ^= 1;
+    flip();
+    let mut reader = reader();
+    for reads in [3, 2, 2] {
+        let (result, read) = look(&mut reader, &log);
+        let error = result.unwrap_err().downcast::<LogError>().unwrap();
+        assert!(matches!(error, LogError::Entry { index: 1, .. }), "{error}");
+        assert_eq!(
+            (read.len(), reader.copy.next_index()),
+            (reads, 0),
+            "{read:?}"
+        );
+    }
+    flip();
+    look(&mut reader, &log).0.unwrap();
+    assert_eq!(adopted(&reader.copy).unwrap().totals.dirs, 3);
+}
+
 /// A log that another host changes as soon as it was read: its directory `a` is called `b` from then on.
 struct Changing(RefCell<Vec<u8>>);
 

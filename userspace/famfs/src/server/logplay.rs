@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use famfs_fuse::{map_file, DevFuse, Region};
-use famfs_media::{Finding, Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
+use famfs_media::{Finding, LogHeader, Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
 use rustix::fs::{makedev, statx, AtFlags, StatxFlags, CWD};
 use rustix::mount::{open_tree, OpenTreeFlags};
 use uuid::Uuid;
@@ -24,6 +24,8 @@ use crate::master;
 
 /// Entries left out that are named in the server's messages after a look.
 const SAID: usize = 20;
+/// How many times longer than a look the pause behind it is at least.
+const PAUSE: u32 = 4;
 
 /// Opens a file of `.meta` below `root` and maps its first `len` bytes. The file itself is closed again: while it
 /// lives, the mapping alone pins the mount.
@@ -70,12 +72,14 @@ pub fn take_over(
 pub struct Reader {
     /// The entries so far.
     pub copy: LogCopy,
+    /// The entry at which the last look ended, and the header then. While neither changes, nothing behind is looked at.
+    stuck: Option<(LogHeader, Broken)>,
 }
 
 impl Reader {
     /// Goes on from what was copied.
     pub fn new(copy: LogCopy) -> Self {
-        Self { copy }
+        Self { copy, stuck: None }
     }
 
     /// Copies the entries of the log `region` that are new, as far as they are whole: all of them or none.
@@ -84,6 +88,13 @@ impl Reader {
     /// Among others: an entry is broken and one behind it is not.
     pub fn look(&mut self, superblock: &Superblock, region: &impl Store) -> anyhow::Result<()> {
         let header = log::header(region, superblock)?;
+        if let Some((then, broken)) = &self.stuck {
+            let after = broken.index.saturating_add(1);
+            if *then == header && log::entries(region, broken.index, after)? == broken.bytes {
+                return Ok(broken.check_end()?);
+            }
+        }
+        self.stuck = None;
         let from = self.copy.next_index();
         let take = |index, entries: &[u8]| self.copy.put(index, entries);
         let scan = log::scan(region, &header, from, take)?;
@@ -91,7 +102,7 @@ impl Reader {
         if end.is_ok() && scan.next_index > from {
             self.copy.announce(scan.next_index)?;
         }
-        if let Some(broken) = &scan.broken {
+        if let Some(broken) = scan.broken {
             let (announced, index) = (header.next_index, broken.index);
             match &end {
                 Ok(()) => tracing::warn!(
@@ -101,6 +112,7 @@ impl Reader {
                     tracing::warn!("{error}, with whole ones behind it: no new entry is used")
                 }
             }
+            self.stuck = Some((header, broken));
         }
         Ok(end?)
     }
@@ -146,12 +158,18 @@ impl Player {
         Ok(())
     }
 
-    /// Replays at this interval from now on, in a thread of its own.
+    /// Replays at this interval from now on, in a thread of its own; less often where that takes long, as another host
+    /// can bring about.
     pub fn follow(self: Arc<Self>, interval: Duration) -> io::Result<()> {
-        let work = move || loop {
-            thread::sleep(interval);
-            if let Err(error) = self.replay(0) {
-                tracing::debug!("following the log: {error:#}");
+        let work = move || {
+            let mut pause = interval;
+            loop {
+                thread::sleep(pause);
+                let start = Instant::now();
+                if let Err(error) = self.replay(0) {
+                    tracing::debug!("following the log: {error:#}");
+                }
+                pause = interval.max(start.elapsed().saturating_mul(PAUSE));
             }
         };
         thread::Builder::new().name("follow".into()).spawn(work)?;
