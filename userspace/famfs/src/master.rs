@@ -7,11 +7,11 @@
 
 use std::io;
 
-use famfs_media::{SuperError, Superblock};
+use famfs_media::{Replay, SuperError, Superblock};
 use uuid::Uuid;
 
 use crate::exit::{fail, Exit};
-use crate::log::Store;
+use crate::log::{self, Store};
 use crate::system;
 
 const UUID_AT: usize = 80;
@@ -51,8 +51,21 @@ pub fn interrupted(bytes: &[u8], system: Uuid) -> Option<Superblock> {
     Superblock::parse(&done).ok()
 }
 
+/// Makes the host of `superblock` the master, unless it could not go on with the log, of which `replay` is: nothing is
+/// stored then.
+pub fn take_over(
+    store: &impl Store,
+    superblock: &Superblock,
+    log: &impl Store,
+    replay: &Replay,
+) -> anyhow::Result<()> {
+    let header = log::header(log, superblock)?;
+    log::settle(log, &header, &mut replay.clone())?;
+    Ok(become_master(store, superblock)?)
+}
+
 /// Stores the system uuid of `superblock`, which else is as in `store`. Nobody may append to the log meanwhile.
-pub fn become_master(store: &impl Store, superblock: &Superblock) -> io::Result<()> {
+fn become_master(store: &impl Store, superblock: &Superblock) -> io::Result<()> {
     let bytes = superblock.encode();
     let put = |from: usize, to: usize| {
         store.write(from, bytes.get(from..to).unwrap_or_default())?;
@@ -67,7 +80,9 @@ mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
 
-    use famfs_media::{PrimaryDax, LOG_LEN_MIN, SUPERBLOCK_BYTES};
+    use famfs_media::{LogError, LogHeader, PrimaryDax, LOG_LEN_MIN, SUPERBLOCK_BYTES};
+
+    use crate::testing::Traced;
 
     const OLD: Uuid = Uuid::from_u128(0x0123_4567_89ab_cdef_0011_2233_4455_6677);
     const NEW: Uuid = Uuid::from_u128(0x1111_2222_3333_4444_5555_6666_7777_8888);
@@ -151,6 +166,33 @@ mod tests {
                 "{words} words"
             );
         }
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_continued_is_not_taken_over() {
+        let header = LogHeader::new(LOG_LEN_MIN);
+        let damaged = LogHeader {
+            next_seqnum: 42,
+            ..header
+        };
+        let replay = Replay::new(&superblock(OLD), 64 << 20);
+        let take_over = |header: LogHeader| {
+            let (host, log) = (Dying::new(&superblock(OLD).encode(), 3), Traced::default());
+            log.bytes.borrow_mut().extend(header.encode());
+            log.bytes.borrow_mut().resize(1 << 20, 0);
+            let result = super::take_over(&host, &superblock(NEW), &log, &replay);
+            (result, host.bytes.into_inner())
+        };
+        let (result, bytes) = take_over(damaged);
+        let counters = LogError::Counters {
+            seqnum: 42,
+            index: 0,
+        };
+        assert_eq!(result.unwrap_err().downcast_ref(), Some(&counters));
+        assert_eq!(bytes, superblock(OLD).encode());
+        let (result, bytes) = take_over(header);
+        result.unwrap();
+        assert_eq!(bytes, superblock(NEW).encode());
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub const TESTS: &[(&str, Test)] = &[
         "interrupted_take_over_is_finished",
         interrupted_take_over_is_finished,
     ),
+    (
+        "take_over_needs_a_log_to_continue",
+        take_over_needs_a_log_to_continue,
+    ),
     ("torn_append_is_continued", torn_append_is_continued),
     (
         "following_keeps_no_mount_busy",
@@ -285,6 +289,26 @@ fn interrupted_take_over_is_finished(guest: &Guest, _channel: &mut Channel) -> R
     );
     famfs(&["mkdir", &at("d")])?;
     famfs(&["verify", &at("a")]).map(drop)
+}
+
+/// Counters that no append leaves, then damage: the superblock stays that of the old master.
+fn take_over_needs_a_log_to_continue(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let client = Client::new(guest, &["a", "b", "c"], 3)?;
+    let raw = client.raw()?;
+    let superblock = raw.read(0, SUPERBLOCK_BYTES)?;
+    let device = &client.mounted.ready.paths[0];
+    let refused = |text| -> Result<()> {
+        run("famfs", &["mount", "--take-over", device, MOUNTPOINT])?
+            .expect_failure(CORRUPT, text)?;
+        let found = raw.read(0, SUPERBLOCK_BYTES)?;
+        ensure_eq!(found, superblock, "the superblock");
+        Ok(())
+    };
+    raw.write(COUNTERS, &42u64.to_le_bytes())?;
+    refused("next sequence number 42 and next index 3 disagree")?;
+    client.announce(3)?;
+    raw.write(AU + 48 + 544 + 300, &[0xee; 244])?;
+    refused("log entry 1: CRC is")
 }
 
 /// Somebody makes a file system with a longer log under a client's mount: its commands end with a message, not SIGBUS.

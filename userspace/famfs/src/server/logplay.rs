@@ -55,16 +55,16 @@ pub fn read_superblock(
     }
 }
 
-/// Makes the host with this uuid the master.
+/// Makes the host of `superblock` the master of the log that `replay` is of.
 pub fn take_over(
     opener: &mut Opener,
     root: BorrowedFd<'_>,
-    superblock: &mut Superblock,
-    system: Uuid,
+    superblock: &Superblock,
+    replay: &Replay,
 ) -> anyhow::Result<()> {
+    let log = map_meta(opener, root, Meta::Log, superblock.log_len, false)?;
     let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, true)?;
-    superblock.system_uuid = system;
-    Ok(master::become_master(&region, superblock)?)
+    master::take_over(&region, superblock, &log, replay)
 }
 
 /// What reads a log that other hosts may write to. Only what it has checked and copied is shown.

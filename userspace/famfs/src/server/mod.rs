@@ -228,7 +228,7 @@ fn load(
     }
     require_room(device, superblock.log_len)?;
     if let Some(system) = successor {
-        logplay::take_over(opener, root, &mut superblock, system).context("becoming the master")?;
+        superblock.system_uuid = system;
     }
     server.namespace_mut().set_superblock(&superblock);
     let mut reader = Reader::new(LogCopy::new(&superblock)?);
@@ -238,6 +238,10 @@ fn load(
         .map_err(|error| access_error(device, error))?;
     logplay::warn(&replay.findings);
     let devices = members::find(&superblock, &replay, devices)?;
+    if successor.is_some() {
+        // Last: what it changes stays, whatever happens to this mount.
+        logplay::take_over(opener, root, &superblock, &replay).context("becoming the master")?;
+    }
     server.set_devices(devices.into_iter().map(|device| device.path).collect());
     let summary = Summary::of(&superblock, &replay, options);
     server.namespace_mut().set_replay(replay);
