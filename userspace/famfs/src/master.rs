@@ -65,7 +65,7 @@ pub fn take_over(
 }
 
 /// Stores the system uuid of `superblock`, which else is as in `store`. Nobody may append to the log meanwhile.
-fn become_master(store: &impl Store, superblock: &Superblock) -> io::Result<()> {
+pub fn become_master(store: &impl Store, superblock: &Superblock) -> io::Result<()> {
     let bytes = superblock.encode();
     let put = |from: usize, to: usize| {
         store.write(from, bytes.get(from..to).unwrap_or_default())?;

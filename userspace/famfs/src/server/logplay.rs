@@ -41,7 +41,8 @@ pub fn map_meta(
 }
 
 /// The superblock, as it is in memory now. With `successor`, the host that is about to become the master, also one that
-/// this host was about to change when it was interrupted.
+/// this host was about to change when it was interrupted: that is finished at once, for nobody can read it before, and
+/// the log was looked at before it began.
 pub fn read_superblock(
     opener: &mut Opener,
     root: BorrowedFd<'_>,
@@ -49,10 +50,15 @@ pub fn read_superblock(
 ) -> anyhow::Result<Superblock> {
     let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, false)?;
     let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
-    match successor.and_then(|system| master::interrupted(&bytes, system)) {
-        Some(superblock) => Ok(superblock),
-        None => master::parse(&bytes),
-    }
+    let Some((system, mut superblock)) =
+        successor.and_then(|system| Some((system, master::interrupted(&bytes, system)?)))
+    else {
+        return master::parse(&bytes);
+    };
+    let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, true)?;
+    superblock.system_uuid = system;
+    master::become_master(&region, &superblock)?;
+    Ok(superblock)
 }
 
 /// Makes the host of `superblock` the master of the log that `replay` is of.
