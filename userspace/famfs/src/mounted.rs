@@ -17,6 +17,9 @@ use crate::mountinfo::{mounts, Mount};
 use crate::server::control;
 use crate::{device, log, master};
 
+/// Path of the superblock in a mount.
+const SUPERBLOCK: &str = ".meta/.superblock";
+
 /// A mounted famfs.
 pub struct Mounted {
     /// Its mount point.
@@ -48,7 +51,7 @@ impl Mounted {
         if !mount.may_be_famfs() {
             return Err(not_famfs());
         }
-        let file = mount.point.join(".meta/.superblock");
+        let file = mount.point.join(SUPERBLOCK);
         match statx(CWD, &file, AtFlags::empty(), StatxFlags::TYPE) {
             Ok(_) => (),
             Err(Errno::NOTCONN) => return Err(stat_error(path, Errno::NOTCONN)),
@@ -61,9 +64,7 @@ impl Mounted {
             );
             return Err(fail(Exit::NoFamfs, text));
         }
-        let region = map(&file, SUPERBLOCK_LEN)?;
-        let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
-        let superblock = master::parse(&bytes).with_context(|| file.display().to_string())?;
+        let superblock = read_superblock(&file)?;
         let (device, fs) = (mount.source.display(), superblock.fs_uuid);
         tracing::info!("{} shows famfs {fs} on {device}", mount.point.display());
         Ok(Self {
@@ -71,6 +72,12 @@ impl Mounted {
             device: mount.source,
             superblock,
         })
+    }
+
+    /// The same with the superblock as it is by now.
+    pub fn again(self) -> anyhow::Result<Self> {
+        let superblock = read_superblock(&self.root.join(SUPERBLOCK))?;
+        Ok(Self { superblock, ..self })
     }
 
     /// The famfs whose device 0 is `device`, if it is mounted.
@@ -129,6 +136,12 @@ impl Mounted {
             fail(Exit::Usage, format!("{full} is not below {root}"))
         })
     }
+}
+
+fn read_superblock(file: &Path) -> anyhow::Result<Superblock> {
+    let region = map(file, SUPERBLOCK_LEN)?;
+    let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
+    master::parse(&bytes).with_context(|| file.display().to_string())
 }
 
 fn stat_error(path: &Path, errno: Errno) -> anyhow::Error {

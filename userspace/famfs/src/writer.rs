@@ -32,13 +32,16 @@ pub struct Writer {
 impl Writer {
     /// Waits for those who append already. Fails on a host that is not the master.
     pub fn new(mounted: Mounted) -> anyhow::Result<Self> {
+        let nothing = || format!("nothing was added to {}", mounted.root.display());
+        // Beside the server's socket: all who reach that server wait for each other. First, for what was read or asked
+        // before the wait may be no longer so behind it.
+        let lock = lock(&control::path_of(&mounted.device, "lock"), &mounted.root)
+            .with_context(nothing)?;
+        let known = control::known(&mounted.device).with_context(nothing)?;
+        let mounted = mounted.again()?;
         check_master(&mounted, system::uuid())?;
         let path = mounted.root.join(".meta/.log");
         let file = open_log(&path)?;
-        let known = control::known(&mounted.device)
-            .with_context(|| format!("nothing was added to {}", mounted.root.display()))?;
-        // Beside the socket that was just reached: all who reach that server wait for each other.
-        let lock = lock(&control::path_of(&mounted.device, "lock"), &mounted.root)?;
         let region = map_open(&file, &path, mounted.superblock.log_len, true)?;
         let header = log::header(&region, &mounted.superblock)?;
         let mut replay = Replay::new(&mounted.superblock, mounted.device_size()?);
@@ -117,13 +120,17 @@ fn check_unchanged(mounted: &Mounted, known: &Known, entries: u64) -> anyhow::Re
 /// Waits for the lock at `path`. It is none on the log, which everybody can open, and so lock for ever.
 fn lock(path: &Path, root: &Path) -> anyhow::Result<File> {
     let context = || format!("locking {}", path.display());
-    let file = OpenOptions::new()
+    let opened = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(path)
-        .with_context(context)?;
+        .open(path);
+    let file = match opened {
+        // No server has made the directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(control::gone()),
+        opened => opened.with_context(context)?,
+    };
     let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(Errno::WOULDBLOCK) => {
             let root = root.display();
@@ -172,7 +179,12 @@ mod tests {
         assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(true));
         second.join().unwrap();
         let missing = lock(&dir.path().join("no/lock"), Path::new("/mnt")).unwrap_err();
-        assert!(missing.to_string().starts_with("locking /"), "{missing}");
+        assert!(
+            missing.to_string().starts_with("its server is gone"),
+            "{missing}"
+        );
+        let wrong = lock(dir.path(), Path::new("/mnt")).unwrap_err();
+        assert!(wrong.to_string().starts_with("locking /"), "{wrong}");
     }
 
     /// Of host 5.

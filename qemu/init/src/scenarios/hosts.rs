@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use famfs_media::{LogHeader, Superblock, SUPERBLOCK_BYTES};
+use rustix::fs::{flock, FlockOperation};
 use serde_json::Value;
 
 use super::fixture::{ensure_eq, pattern};
@@ -41,6 +42,10 @@ pub const TESTS: &[(&str, Test)] = &[
         following_keeps_no_mount_busy,
     ),
     ("a_master_goes_not_back", a_master_goes_not_back),
+    (
+        "a_master_that_waited_looks_again",
+        a_master_that_waited_looks_again,
+    ),
     (
         "superblock_changes_under_a_mount",
         superblock_changes_under_a_mount,
@@ -371,6 +376,41 @@ fn a_master_goes_not_back(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     refuses("the superblock says 07070707-0707-0707-0707-070707070707")?;
     raw.write(0, &bytes)?;
     famfs(&["mkdir", &at("c")])?;
+    umount()
+}
+
+/// Who waits for the lock goes by nothing that was read or asked before.
+fn a_master_that_waited_looks_again(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let mounted = Mounted::new(guest, 1)?;
+    famfs(&["mkdir", &at("a"), &at("b")])?;
+    umount()?;
+    let raw = mounted.ready.raw(0)?;
+    let announce = |entries: u64| {
+        let word = entries.to_le_bytes();
+        raw.write(COUNTERS, &[word, word].concat())
+    };
+    announce(1)?;
+    mounted.mount()?;
+    let device = Path::new(&mounted.ready.paths[0]);
+    let name = device.file_name().context("no name")?.to_string_lossy();
+    let mut create = OpenOptions::new();
+    create.write(true).create(true).truncate(false);
+    let lock = create.open(format!("/run/famfs/{name}.lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let waiting = thread::spawn(|| run("famfs", &["mkdir", &at("c")]));
+    let blocked =
+        || Ok::<_, anyhow::Error>(fs::read_to_string("/proc/locks")?.contains("-> FLOCK"));
+    while !blocked()? {
+        ensure!(!waiting.is_finished(), "mkdir did not wait");
+        thread::sleep(Duration::from_millis(20));
+    }
+    announce(2)?;
+    famfs(&["logplay", MOUNTPOINT])?;
+    announce(1)?;
+    drop(lock);
+    let refused = waiting.join().ok().context("mkdir")??;
+    refused.expect_failure(CORRUPT, "has 1 entries, it had 2")?;
+    announce(2)?;
     umount()
 }
 

@@ -202,7 +202,8 @@ pub struct Known {
 
 /// What the server of `device` goes by.
 pub fn known(device: &Path) -> anyhow::Result<Known> {
-    let status = status(device)?;
+    // Behind a replay or a handover that somebody else has asked for.
+    let status = ask(device, "status", REPLAY_TIMEOUT)?;
     let uuid = status.get("fs_uuid").and_then(Value::as_str);
     Ok(Known {
         fs_uuid: uuid.and_then(|uuid| Uuid::try_parse(uuid).ok()),
@@ -224,14 +225,16 @@ pub fn hand_over_to(device: &Path, program: &str) -> anyhow::Result<(u64, String
     Ok((pid, text.unwrap_or_default().to_owned()))
 }
 
+/// What there is to say of a mount without a server.
+pub fn gone() -> anyhow::Error {
+    let text = "its server is gone; `umount` it and mount it again (open files go on working)";
+    fail(Exit::Failed, text)
+}
+
 fn ask(device: &Path, request: &str, timeout: Duration) -> anyhow::Result<Value> {
     let mut stream =
         UnixStream::connect(path_of(device, "sock")).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                let text =
-                    "its server is gone; `umount` it and mount it again (open files go on working)";
-                fail(Exit::Failed, text)
-            }
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => gone(),
             _ => error.into(),
         })?;
     stream.set_write_timeout(Some(TIMEOUT))?;
