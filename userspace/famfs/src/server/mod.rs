@@ -25,6 +25,8 @@ mod namespace;
 pub mod opener;
 mod ops;
 #[cfg(test)]
+mod player_tests;
+#[cfg(test)]
 mod scale_tests;
 pub mod service;
 mod session;

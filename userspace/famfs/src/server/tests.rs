@@ -3,9 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{mpsc, Arc, Mutex};
-use std::time::Duration;
-use std::{fs, io, thread};
+use std::{fs, thread};
 
 use famfs_fmap::Policy;
 use famfs_fuse::abi::{AttrOut, EntryOut, GetxattrIn, InHeader, OutHeader, ReadIn, SetattrIn};
@@ -16,17 +14,12 @@ use rustix::net::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::control;
-use super::kept::LogCopy;
-use super::logplay::{Player, Reader};
 use super::namespace::{Namespace, FIRST_ENTRY, LOG, META, SUPERBLOCK};
-use super::opener::Opener;
 use super::ops::Server;
 use super::session::serve;
 use crate::device::DaxDevice;
-use crate::log::Store;
 
-const DEVICE_SIZE: u64 = 16 << 30;
+pub(super) const DEVICE_SIZE: u64 = 16 << 30;
 
 pub(super) fn vectors() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/vectors")
@@ -37,7 +30,7 @@ pub(super) fn read(name: &str) -> Vec<u8> {
 }
 
 /// The file system of media/superblock.bin and media/log.bin.
-fn namespace() -> Namespace {
+pub(super) fn namespace() -> Namespace {
     let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
     let replay = Replay::of_log(&superblock, DEVICE_SIZE, &read("media/log.bin")).unwrap();
     assert_eq!(replay.findings, []);
@@ -377,104 +370,4 @@ fn daxdevs_have_their_index() {
     assert_eq!(name(1), Ok("/dev/dax1.0".into()));
     assert_eq!(name(2), Err(Errno::INVAL));
     assert_eq!(name(1 << 16), Err(Errno::INVAL));
-}
-
-fn player() -> Player {
-    let (_, device) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .unwrap();
-    let superblock = Superblock::parse(&read("media/superblock.bin")).unwrap();
-    Player {
-        server: Arc::new(Server::new("/nowhere/dax0.0".into(), None, namespace())),
-        tools: Mutex::new((
-            Opener::default(),
-            Reader::new(LogCopy::new(&superblock).unwrap()),
-        )),
-        superblock,
-        mountpoint: "/nowhere".into(),
-        device: 0,
-        channel: DevFuse::from(device),
-    }
-}
-
-/// The log of another host, read while somebody changes attributes, which waits for whoever looks at the namespace.
-struct Elsewhere(Arc<Server>, Vec<u8>);
-
-impl Store for Elsewhere {
-    fn read(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
-        let (server, (done, wait)) = (Arc::clone(&self.0), mpsc::channel());
-        thread::spawn(move || {
-            drop(server.namespace_mut());
-            done.send(())
-        });
-        wait.recv_timeout(Duration::from_secs(20))
-            .expect("the namespace is locked");
-        out.copy_from_slice(&self.1[at..at + out.len()]);
-        Ok(())
-    }
-    fn write(&self, _: usize, _: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
-    }
-    fn flush(&self, _: usize, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-    fn invalidate(&self, _: usize, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn nobody_waits_while_another_hosts_memory_is_read() {
-    let player = player();
-    player
-        .server
-        .namespace_mut()
-        .set_replay(Replay::new(&player.superblock, DEVICE_SIZE));
-    let log = |entries: u64| {
-        let mut bytes = read("media/log.bin");
-        bytes[40..48].copy_from_slice(&entries.to_le_bytes());
-        Elsewhere(Arc::clone(&player.server), bytes)
-    };
-    let mut tools = player.tools.lock().unwrap();
-    let mut take_in = |entries, target| player.take_in(&mut tools.1, &log(entries), target);
-    assert_eq!(take_in(4, 0).unwrap(), 4);
-    assert_eq!(take_in(10, 10).unwrap(), 10);
-    assert_eq!(player.server.namespace().len(), namespace().len());
-    let error = take_in(10, 11).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "the log has 10 entries, 11 were announced"
-    );
-}
-
-#[test]
-fn the_control_socket_answers_what_it_knows() {
-    let player = player();
-    let status = control::answer("status\n", &player);
-    assert_eq!(
-        (&status["files"], &status["next_index"]),
-        (&7.into(), &10.into())
-    );
-    assert_eq!(status["fs_uuid"], "10111213-1415-1617-1819-1a1b1c1d1e1f");
-    let error = |line| control::answer(line, &player)["error"].to_string();
-    let missing = error("clear-error\n");
-    assert!(
-        missing.contains("memory errors of /nowhere/dax0.0: No such file"),
-        "{missing}"
-    );
-    assert_eq!(error("logplay x\n"), r#""\"x\" is not a number""#);
-    assert_eq!(
-        error("status now\n"),
-        r#""no such request: \"status now\"""#
-    );
-    assert_eq!(error(""), r#""no such request: \"\"""#);
-    assert!(
-        error("logplay 0\n").contains("No such file"),
-        "{}",
-        error("logplay 0\n")
-    );
 }

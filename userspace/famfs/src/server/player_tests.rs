@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A player without a mount, with sockets in place of /dev/fuse.
+
+use std::os::fd::OwnedFd;
+use std::sync::{mpsc, Arc, Mutex};
+use std::time::Duration;
+use std::{io, thread};
+
+use famfs_fuse::abi::ROOT_ID;
+use famfs_fuse::{DevFuse, Errno};
+use famfs_media::{Replay, Superblock};
+use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
+
+use super::control;
+use super::kept::LogCopy;
+use super::logplay::{Player, Reader};
+use super::namespace::{Namespace, META};
+use super::opener::Opener;
+use super::ops::Server;
+use super::tests::{namespace, read, DEVICE_SIZE};
+use crate::log::Store;
+
+fn superblock() -> Superblock {
+    Superblock::parse(&read("media/superblock.bin")).unwrap()
+}
+
+/// A file system whose log was not read yet.
+fn empty() -> Namespace {
+    let superblock = superblock();
+    let mut namespace = Namespace::meta_only(superblock.log_len);
+    namespace.set_replay(Replay::new(&superblock, DEVICE_SIZE));
+    namespace
+}
+
+/// And the kernel's end of its channel.
+fn player(namespace: Namespace) -> (Player, OwnedFd) {
+    let (kernel, device) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let superblock = superblock();
+    let player = Player {
+        server: Arc::new(Server::new("/nowhere/dax0.0".into(), None, namespace)),
+        tools: Mutex::new((
+            Opener::default(),
+            Reader::new(LogCopy::new(&superblock).unwrap()),
+        )),
+        superblock,
+        mountpoint: "/nowhere".into(),
+        device: 0,
+        channel: DevFuse::from(device),
+    };
+    (player, kernel)
+}
+
+/// The log of another host, read while somebody changes attributes, which waits for whoever looks at the namespace.
+struct Elsewhere(Arc<Server>, Vec<u8>);
+
+impl Store for Elsewhere {
+    fn read(&self, at: usize, out: &mut [u8]) -> io::Result<()> {
+        let (server, (done, wait)) = (Arc::clone(&self.0), mpsc::channel());
+        thread::spawn(move || {
+            drop(server.namespace_mut());
+            done.send(())
+        });
+        wait.recv_timeout(Duration::from_secs(20))
+            .expect("the namespace is locked");
+        out.copy_from_slice(&self.1[at..at + out.len()]);
+        Ok(())
+    }
+    fn write(&self, _: usize, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+    fn flush(&self, _: usize, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+    fn invalidate(&self, _: usize, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn nobody_waits_while_another_hosts_memory_is_read() {
+    let (player, _kernel) = player(empty());
+    let log = |entries: u64| {
+        let mut bytes = read("media/log.bin");
+        bytes[40..48].copy_from_slice(&entries.to_le_bytes());
+        Elsewhere(Arc::clone(&player.server), bytes)
+    };
+    let mut tools = player.tools.lock().unwrap();
+    let mut take_in = |entries, target| player.take_in(&mut tools.1, &log(entries), target);
+    assert_eq!(take_in(4, 0).unwrap(), 4);
+    let last = namespace()
+        .entries(ROOT_ID, META)
+        .unwrap()
+        .pop()
+        .map(|entry| entry.name.to_vec())
+        .unwrap();
+    let lookup = || player.server.namespace().lookup(ROOT_ID, &last);
+    assert_eq!(lookup(), Err(Errno::NOENT));
+    assert_eq!(take_in(10, 10).unwrap(), 10);
+    assert_eq!(lookup(), namespace().lookup(ROOT_ID, &last));
+    assert_eq!(player.server.namespace().len(), namespace().len());
+    let error = take_in(10, 11).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the log has 10 entries, 11 were announced"
+    );
+}
+
+#[test]
+fn the_control_socket_answers_what_it_knows() {
+    let (player, _kernel) = player(namespace());
+    let status = control::answer("status\n", &player);
+    assert_eq!(
+        (&status["files"], &status["next_index"]),
+        (&7.into(), &10.into())
+    );
+    assert_eq!(status["fs_uuid"], "10111213-1415-1617-1819-1a1b1c1d1e1f");
+    let error = |line| control::answer(line, &player)["error"].to_string();
+    let missing = error("clear-error\n");
+    assert!(
+        missing.contains("memory errors of /nowhere/dax0.0: No such file"),
+        "{missing}"
+    );
+    assert_eq!(error("logplay x\n"), r#""\"x\" is not a number""#);
+    assert_eq!(
+        error("status now\n"),
+        r#""no such request: \"status now\"""#
+    );
+    assert_eq!(error(""), r#""no such request: \"\"""#);
+    assert!(
+        error("logplay 0\n").contains("No such file"),
+        "{}",
+        error("logplay 0\n")
+    );
+}
