@@ -77,7 +77,7 @@ impl LogCopy {
     /// Replays all of it, on a device 0 of `device_size` bytes.
     pub fn replay(&self, superblock: &Superblock, device_size: u64) -> anyhow::Result<Replay> {
         let mut replay = Replay::new(superblock, device_size);
-        for piece in self.pieces(0) {
+        for piece in self.pieces() {
             let (upto, bytes) = piece?;
             replay.advance(&upto, &bytes)?;
             if replay.next_index() < upto.next_index {
@@ -110,12 +110,9 @@ impl LogCopy {
         Ok(())
     }
 
-    /// The entries from `from` on, piece by piece, each with a header that announces no further ones.
-    pub fn pieces(
-        &self,
-        from: u64,
-    ) -> impl Iterator<Item = anyhow::Result<(LogHeader, Vec<u8>)>> + '_ {
-        let mut start = from;
+    /// All entries, piece by piece.
+    fn pieces(&self) -> impl Iterator<Item = anyhow::Result<(LogHeader, Vec<u8>)>> + '_ {
+        let mut start = 0_u64;
         std::iter::from_fn(move || {
             let from = start;
             start = self.header.next_index.min(from.saturating_add(PIECE));
@@ -123,7 +120,8 @@ impl LogCopy {
         })
     }
 
-    fn piece(&self, from: u64, next_index: u64) -> anyhow::Result<(LogHeader, Vec<u8>)> {
+    /// Entries `from..next_index`, with a header that announces no further ones.
+    pub fn piece(&self, from: u64, next_index: u64) -> anyhow::Result<(LogHeader, Vec<u8>)> {
         let count = usize::try_from(next_index.saturating_sub(from))?;
         let mut bytes = vec![0; count.saturating_mul(ENTRY_BYTES)];
         let at = entry_offset(from).context("log entry index too large")?;

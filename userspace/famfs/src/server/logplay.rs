@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Replay of the log, through the files of `.meta`: at the mount, and whenever somebody has appended to it.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
@@ -9,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use famfs_fuse::{map_file, DevFuse, Region};
 use famfs_media::{Finding, LogHeader, Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
 use rustix::fs::{makedev, statx, AtFlags, StatxFlags, CWD};
@@ -124,12 +124,13 @@ impl Reader {
     }
 }
 
-/// Says what is wrong with entries that were left out: no more than a few, for another host can write any number.
-pub fn warn(findings: &[Finding]) {
+/// Says what is wrong with `count` entries that were left out, of which `findings` has the first: no more than a few,
+/// for another host can write any number.
+pub fn warn(findings: &[Finding], count: usize) {
     for finding in findings.iter().take(SAID) {
         tracing::warn!("{finding}");
     }
-    if let Some(more) = findings.len().checked_sub(SAID).filter(|&more| more > 0) {
+    if let Some(more) = count.checked_sub(SAID).filter(|&more| more > 0) {
         tracing::warn!("and {more} more: `famfs fsck` lists them");
     }
 }
@@ -227,29 +228,28 @@ impl Player {
         Ok(known)
     }
 
-    /// Shows what the copy has. A piece at a time, and from this host's memory, so that nobody who looks something up
-    /// waits for long. Returns how many entries are known then.
+    /// Shows what the copy has, in one step: all entries of an append are there or none. They come from this host's
+    /// memory, so that nobody who looks something up waits for long. Returns how many entries are known then.
     fn enter(&self, copy: &LogCopy) -> anyhow::Result<u64> {
         let position = |replay: &Replay| (replay.next_index(), replay.findings.len());
         let known = self.server.namespace().replay().map(position);
         let (from, findings) = known.unwrap_or_default();
-        let mut changed = BTreeSet::new();
-        for piece in copy.pieces(from) {
-            let (upto, entries) = piece?;
-            changed.append(&mut self.server.namespace_mut().advance(&upto, &entries)?);
+        if from >= copy.next_index() {
+            return Ok(from);
         }
+        let (upto, entries) = copy.piece(from, copy.next_index())?;
+        let changed = self.server.namespace_mut().advance(&upto, &entries)?;
         for nodeid in changed {
             self.channel.invalidate_attributes(nodeid)?;
         }
         let namespace = self.server.namespace();
-        let new = namespace
-            .replay()
-            .map(|replay| replay.findings.iter().skip(findings).cloned());
-        let new: Vec<_> = new.into_iter().flatten().collect();
-        let known = namespace.replay().map_or(0, Replay::next_index);
+        let replay = namespace.replay().context("there is no log")?;
+        let new = replay.findings.get(findings..).unwrap_or_default();
+        let (said, count): (Vec<_>, _) = (new.iter().take(SAID).cloned().collect(), new.len());
+        let known = replay.next_index();
         // Who waits to change something waits for whoever looks.
         drop(namespace);
-        warn(&new);
+        warn(&said, count);
         Ok(known)
     }
 }

@@ -238,7 +238,7 @@ fn load(
         .and_then(|region| reader.look(&superblock, &region))
         .and_then(|()| reader.copy.replay(&superblock, device.size))
         .map_err(|error| access_error(device, error))?;
-    logplay::warn(&replay.findings);
+    logplay::warn(&replay.findings, replay.findings.len());
     let devices = members::find(&superblock, &replay, devices)?;
     if successor.is_some() {
         // Last: what it changes stays, whatever happens to this mount.

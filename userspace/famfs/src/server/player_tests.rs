@@ -8,7 +8,7 @@ use std::{io, thread};
 
 use famfs_fuse::abi::ROOT_ID;
 use famfs_fuse::{DevFuse, Errno};
-use famfs_media::{Replay, Superblock};
+use famfs_media::{path_bytes, Body, LogHeader, MkdirEntry, Replay, Superblock};
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 
 use super::control;
@@ -18,7 +18,8 @@ use super::namespace::{Namespace, META};
 use super::opener::Opener;
 use super::ops::Server;
 use super::tests::{namespace, read, DEVICE_SIZE};
-use crate::log::Store;
+use crate::log::{self, Store};
+use crate::testing::Traced;
 
 fn superblock() -> Superblock {
     Superblock::parse(&read("media/superblock.bin")).unwrap()
@@ -137,4 +138,39 @@ fn the_control_socket_answers_what_it_knows() {
         "{}",
         error("logplay 0\n")
     );
+}
+
+#[test]
+fn an_append_is_shown_in_one_step() {
+    const ENTRIES: u64 = 5 * log::PIECE;
+    let (player, _kernel) = player(empty());
+    let header = LogHeader::new(player.superblock.log_len);
+    let dir = |number: u64| {
+        Body::Mkdir(MkdirEntry {
+            uid: 0,
+            gid: 0,
+            mode: 0o755,
+            path: path_bytes(format!("dir-{number}").as_bytes()),
+        })
+    };
+    let memory = Traced::default();
+    memory.bytes.borrow_mut().extend(header.encode());
+    memory.bytes.borrow_mut().resize(4 << 20, 0);
+    log::append(&memory, &header, (0..ENTRIES).map(dir).collect()).unwrap();
+    let server = Arc::clone(&player.server);
+    let known = move || server.namespace().replay().unwrap().next_index();
+    let watcher = thread::spawn(move || {
+        let mut seen = vec![0];
+        while seen.last() != Some(&ENTRIES) {
+            seen.push(known());
+            seen.dedup();
+        }
+        seen
+    });
+    let mut tools = player.tools.lock().unwrap();
+    assert_eq!(
+        player.take_in(&mut tools.1, &memory, ENTRIES).unwrap(),
+        ENTRIES
+    );
+    assert_eq!(watcher.join().unwrap(), [0, ENTRIES]);
 }
