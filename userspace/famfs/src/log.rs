@@ -184,27 +184,25 @@ pub fn catch_up(store: &impl Store, header: &LogHeader, replay: &mut Replay) -> 
     Ok(())
 }
 
-/// The header with which to append, after `replay` has caught up with `header`: what an append that was cut short has
-/// left is put right. Counters that announce entries which never arrived go back to the last whole one. Counters that
-/// differ, because one was stored and the other was not, count the whole entries from then on: upstream's differ by
-/// one then, and ours are stored when all entries up to the larger one are whole.
+/// The header with which to append, of a log that has `known` whole entries of those that `header` announces: what an
+/// append that was cut short has left is put right. Counters that announce entries which never arrived go back to the
+/// last whole one. Counters that differ, because one was stored and the other was not, count the whole entries from
+/// then on: upstream's differ by one then, and ours are stored when all entries up to the larger one are whole.
 ///
 /// # Errors
 /// The counters differ for no such reason.
-pub fn settle(
-    store: &impl Store,
-    header: &LogHeader,
-    replay: &mut Replay,
-) -> anyhow::Result<LogHeader> {
+pub fn settled(store: &impl Store, header: &LogHeader, known: u64) -> anyhow::Result<LogHeader> {
     let (seqnum, index) = (header.next_seqnum, header.next_index);
+    let mut whole = known;
     if seqnum > index && seqnum <= header.last_index.saturating_add(1) {
         let announced = LogHeader {
             next_index: seqnum,
             ..*header
         };
-        catch_up(store, &announced, replay)?;
+        let scan = scan(store, &announced, known, |_, _| Ok(()))?;
+        scan.broken.as_ref().map_or(Ok(()), Broken::check_end)?;
+        whole = scan.next_index;
     }
-    let whole = replay.next_index();
     if seqnum.abs_diff(index) > 1 && whole != seqnum.max(index) {
         return Err(LogError::Counters { seqnum, index }.into());
     }
@@ -213,6 +211,20 @@ pub fn settle(
         next_index: whole,
         ..*header
     })
+}
+
+/// The same after `replay` has caught up with `header`; it has with the new header, too, then.
+///
+/// # Errors
+/// Those of [`settled`] and [`catch_up`].
+pub fn settle(
+    store: &impl Store,
+    header: &LogHeader,
+    replay: &mut Replay,
+) -> anyhow::Result<LogHeader> {
+    let settled = settled(store, header, replay.next_index())?;
+    catch_up(store, &settled, replay)?;
+    Ok(settled)
 }
 
 /// Append `bodies` and publish them: the entries are in memory before the counters that announce them, so that a

@@ -7,7 +7,7 @@
 
 use std::io;
 
-use famfs_media::{Replay, SuperError, Superblock};
+use famfs_media::{SuperError, Superblock, SUPERBLOCK_BYTES};
 use uuid::Uuid;
 
 use crate::exit::{fail, Exit};
@@ -51,16 +51,30 @@ pub fn interrupted(bytes: &[u8], system: Uuid) -> Option<Superblock> {
     Superblock::parse(&done).ok()
 }
 
-/// Makes the host of `superblock` the master, unless it could not go on with the log, of which `replay` is: nothing is
-/// stored then.
+/// Makes the host of `superblock` the master, unless it could not go on with `log`, of which `known` whole entries were
+/// read, or the superblock in `store` is another by now: nothing is stored then.
 pub fn take_over(
     store: &impl Store,
     superblock: &Superblock,
     log: &impl Store,
-    replay: &Replay,
+    known: u64,
 ) -> anyhow::Result<()> {
     let header = log::header(log, superblock)?;
-    log::settle(log, &header, &mut replay.clone())?;
+    log::settled(log, &header, known)?;
+    // A large log takes minutes to read, and the CRC that is stored is that of this superblock.
+    let bytes = log::read_fresh(store, 0, SUPERBLOCK_BYTES)?;
+    let system_uuid = superblock.system_uuid;
+    let same = |found| {
+        *superblock
+            == Superblock {
+                system_uuid,
+                ..found
+            }
+    };
+    if !Superblock::parse(&bytes).is_ok_and(same) {
+        let text = "superblock: it was changed while the log was read; nothing was taken over";
+        return Err(fail(Exit::Corrupt, text));
+    }
     Ok(become_master(store, superblock)?)
 }
 
@@ -80,7 +94,7 @@ mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
 
-    use famfs_media::{LogError, LogHeader, PrimaryDax, LOG_LEN_MIN, SUPERBLOCK_BYTES};
+    use famfs_media::{LogError, LogHeader, PrimaryDax, LOG_LEN_MIN};
 
     use crate::testing::Traced;
 
@@ -152,7 +166,7 @@ mod tests {
                 1 | 2 => interrupted(&bytes, NEW).unwrap(),
                 _ => superblock(NEW),
             };
-            // As load() does.
+            // As the mount that finishes it does, and then take_over().
             let mut again = interrupted(&bytes, NEW)
                 .or_else(|| Superblock::parse(&bytes).ok())
                 .unwrap();
@@ -175,12 +189,11 @@ mod tests {
             next_seqnum: 42,
             ..header
         };
-        let replay = Replay::new(&superblock(OLD), 64 << 20);
         let take_over = |header: LogHeader| {
             let (host, log) = (Dying::new(&superblock(OLD).encode(), 3), Traced::default());
             log.bytes.borrow_mut().extend(header.encode());
             log.bytes.borrow_mut().resize(1 << 20, 0);
-            let result = super::take_over(&host, &superblock(NEW), &log, &replay);
+            let result = super::take_over(&host, &superblock(NEW), &log, 0);
             (result, host.bytes.into_inner())
         };
         let (result, bytes) = take_over(damaged);
@@ -191,6 +204,32 @@ mod tests {
         assert_eq!(result.unwrap_err().downcast_ref(), Some(&counters));
         assert_eq!(bytes, superblock(OLD).encode());
         let (result, bytes) = take_over(header);
+        result.unwrap();
+        assert_eq!(bytes, superblock(NEW).encode());
+    }
+
+    #[test]
+    fn a_superblock_that_has_changed_is_not_taken_over() {
+        let log = Traced::default();
+        log.bytes
+            .borrow_mut()
+            .extend(LogHeader::new(LOG_LEN_MIN).encode());
+        let take_over = |bytes: &[u8]| {
+            let host = Dying::new(bytes, 3);
+            let result = super::take_over(&host, &superblock(NEW), &log, 0);
+            (result, host.bytes.into_inner())
+        };
+        let anew = Superblock {
+            fs_uuid: OTHER,
+            ..superblock(OLD)
+        };
+        for found in [anew.encode(), [0; SUPERBLOCK_BYTES]] {
+            let (result, bytes) = take_over(&found);
+            assert_eq!(crate::exit::code(&result.unwrap_err()), Exit::Corrupt);
+            assert_eq!(bytes, found);
+        }
+        // Another host was as fast.
+        let (result, bytes) = take_over(&superblock(OTHER).encode());
         result.unwrap();
         assert_eq!(bytes, superblock(NEW).encode());
     }

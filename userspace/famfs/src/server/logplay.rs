@@ -50,27 +50,24 @@ pub fn read_superblock(
 ) -> anyhow::Result<Superblock> {
     let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, false)?;
     let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
-    let Some((system, mut superblock)) =
-        successor.and_then(|system| Some((system, master::interrupted(&bytes, system)?)))
-    else {
+    let Some(superblock) = successor.and_then(|system| master::interrupted(&bytes, system)) else {
         return master::parse(&bytes);
     };
     let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, true)?;
-    superblock.system_uuid = system;
     master::become_master(&region, &superblock)?;
     Ok(superblock)
 }
 
-/// Makes the host of `superblock` the master of the log that `replay` is of.
+/// Makes the host of `superblock` the master of the log, of which `known` whole entries were read.
 pub fn take_over(
     opener: &mut Opener,
     root: BorrowedFd<'_>,
     superblock: &Superblock,
-    replay: &Replay,
+    known: u64,
 ) -> anyhow::Result<()> {
     let log = map_meta(opener, root, Meta::Log, superblock.log_len, false)?;
     let region = map_meta(opener, root, Meta::Superblock, SUPERBLOCK_LEN, true)?;
-    master::take_over(&region, superblock, &log, replay)
+    master::take_over(&region, superblock, &log, known)
 }
 
 /// What reads a log that other hosts may write to. Only what it has checked and copied is shown.

@@ -242,7 +242,8 @@ fn load(
     let devices = members::find(&superblock, &replay, devices)?;
     if successor.is_some() {
         // Last: what it changes stays, whatever happens to this mount.
-        logplay::take_over(opener, root, &superblock, &replay).context("becoming the master")?;
+        logplay::take_over(opener, root, &superblock, replay.next_index())
+            .context("becoming the master")?;
     }
     server.set_devices(devices.into_iter().map(|device| device.path).collect());
     let summary = Summary::of(&superblock, &replay, options);
