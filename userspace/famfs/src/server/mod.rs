@@ -148,6 +148,10 @@ pub fn run(
     session
         .attach(mountpoint)
         .with_context(|| format!("mounting on {}", mountpoint.display()))?;
+    if options.take_over {
+        // The old master may have appended after the log was read.
+        Arc::clone(&player).catch_up()?;
+    }
     if let (Role::Client, Some(interval)) = (summary.role, options.follow) {
         Arc::clone(&player).follow(interval)?;
     }
