@@ -12,7 +12,7 @@ use famfs_media::{Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
 use rustix::fs::{statx, AtFlags, StatxFlags, CWD};
 use rustix::io::Errno;
 
-use crate::exit::{fail, Exit};
+use crate::exit::{self, fail, Exit};
 use crate::mountinfo::{mounts, Mount};
 use crate::server::control;
 use crate::{device, log, master};
@@ -111,10 +111,7 @@ impl Mounted {
 
     /// Let the server read the log up to `next_index` at least. Returns, when it has, how far that was.
     pub fn logplay(&self, next_index: u64) -> anyhow::Result<u64> {
-        control::logplay(&self.device, next_index).with_context(|| {
-            let root = self.root.display();
-            format!("the server of {root} did not read the log; `famfs logplay {root}` tries again")
-        })
+        control::logplay(&self.device, next_index).map_err(|error| unread(&self.root, error))
     }
 
     /// Path of `path` from the root of the file system. Its parent must exist, itself need not.
@@ -142,6 +139,17 @@ fn read_superblock(file: &Path) -> anyhow::Result<Superblock> {
     let region = map(file, SUPERBLOCK_LEN)?;
     let bytes = log::read_fresh(&region, 0, SUPERBLOCK_BYTES)?;
     master::parse(&bytes).with_context(|| file.display().to_string())
+}
+
+/// What it means that the server of the mount at `root` could not read the log.
+fn unread(root: &Path, error: anyhow::Error) -> anyhow::Error {
+    let root = root.display();
+    let mut text = format!("the server of {root} did not read the log");
+    // Else what to do stands in the error.
+    if exit::code(&error) != Exit::Corrupt {
+        text.push_str(&format!("; `famfs logplay {root}` tries again"));
+    }
+    error.context(text)
 }
 
 fn stat_error(path: &Path, errno: Errno) -> anyhow::Error {
@@ -253,6 +261,17 @@ mod tests {
         );
         let text = format!("{:#}", stat_error(Path::new("/mnt"), Errno::NOENT));
         assert_eq!(text, "/mnt: No such file or directory (os error 2)");
+    }
+
+    #[test]
+    fn what_is_corrupt_is_not_tried_again() {
+        let text = |exit| format!("{:#}", unread(Path::new("/mnt"), fail(exit, "no")));
+        let unread = "the server of /mnt did not read the log";
+        assert_eq!(text(Exit::Corrupt), format!("{unread}: no"));
+        assert_eq!(
+            text(Exit::Failed),
+            format!("{unread}; `famfs logplay /mnt` tries again: no")
+        );
     }
 
     #[test]

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use famfs_fuse::{map_file, DevFuse, Region};
-use famfs_media::{Finding, LogHeader, Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
+use famfs_media::{
+    Finding, LogError, LogHeader, Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN,
+};
 use rustix::fs::{makedev, statx, AtFlags, StatxFlags, CWD};
 use rustix::mount::{open_tree, OpenTreeFlags};
 use uuid::Uuid;
@@ -121,6 +123,11 @@ impl Reader {
     }
 }
 
+/// Whether the log has fewer entries than were read.
+fn set_back(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(LogError::Shrunk { .. }))
+}
+
 /// Says what is wrong with `count` entries that were left out, of which `findings` has the first: no more than a few,
 /// for another host can write any number.
 pub fn warn(findings: &[Finding], count: usize) {
@@ -166,13 +173,20 @@ impl Player {
     /// can bring about.
     pub fn follow(self: Arc<Self>, interval: Duration) -> io::Result<()> {
         let work = move || {
-            let mut pause = interval;
+            let (mut pause, mut said) = (interval, false);
             loop {
                 thread::sleep(pause);
                 let start = Instant::now();
-                if let Err(error) = self.replay(0) {
-                    tracing::debug!("following the log: {error:#}");
+                let result = self.replay(0);
+                let set_back = result.as_ref().is_err_and(set_back);
+                match result {
+                    Err(error) if set_back && !said => {
+                        tracing::warn!("following the log: {error:#}");
+                    }
+                    Err(error) => tracing::debug!("following the log: {error:#}"),
+                    Ok(_) => (),
                 }
+                said = set_back;
                 pause = interval.max(start.elapsed().saturating_mul(PAUSE));
             }
         };
@@ -216,7 +230,12 @@ impl Player {
         region: &impl Store,
         target: u64,
     ) -> anyhow::Result<u64> {
-        reader.look(&self.superblock, region)?;
+        reader
+            .look(&self.superblock, region)
+            .map_err(|error| match set_back(&error) {
+                true => error.context("it was changed under this mount; umount and mount again"),
+                false => error,
+            })?;
         let known = self.enter(&reader.copy)?;
         if known < target {
             let text = format!("the log has {known} entries, {target} were announced");

@@ -18,6 +18,7 @@ use super::namespace::{Namespace, META};
 use super::opener::Opener;
 use super::ops::Server;
 use super::tests::{namespace, read, DEVICE_SIZE};
+use crate::exit::Exit;
 use crate::log::{self, Store};
 use crate::testing::Traced;
 
@@ -110,6 +111,12 @@ fn nobody_waits_while_another_hosts_memory_is_read() {
         error.to_string(),
         "the log has 10 entries, 11 were announced"
     );
+    let error = take_in(4, 0).unwrap_err();
+    assert_eq!(
+        format!("{error:#}"),
+        "it was changed under this mount; umount and mount again: log: next index went from 10 back to 4"
+    );
+    assert_eq!(crate::exit::code(&error), Exit::Corrupt);
 }
 
 #[test]
