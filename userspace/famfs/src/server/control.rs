@@ -51,11 +51,7 @@ impl Socket {
     /// Opens the socket of `player`'s server and answers on it. A successor gets the `estate`.
     pub fn open(player: Arc<Player>, estate: Estate) -> io::Result<Self> {
         let path = path_of(Path::new(&player.server.source()), "sock");
-        // Whatever the umask is: who can make files in there can keep writers waiting.
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(DIR)?;
+        directory(Path::new(DIR), 0)?;
         let (socket, listener) = Self::bind(path)?;
         thread::Builder::new()
             .name("control".into())
@@ -88,6 +84,21 @@ impl Drop for Socket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Makes `dir`, or sees to it that it is a directory of `owner` in which nobody else can make files, whatever the umask
+/// is or was: who can keeps writers waiting.
+fn directory(dir: &Path, owner: u32) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)?;
+    let found = fs::symlink_metadata(dir)?;
+    if !found.is_dir() || found.uid() != owner {
+        let text = format!("{} is no directory of user {owner}", dir.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -265,6 +276,25 @@ mod tests {
     fn sockets_are_named_after_devices() {
         let path = path_of(Path::new("/dev/dax1.0"), "sock");
         assert_eq!(path, Path::new("/run/famfs/dax1.0.sock"));
+    }
+
+    #[test]
+    fn the_directory_is_its_owners_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = fs::metadata(dir.path()).unwrap().uid();
+        let path = dir.path().join("famfs");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+        directory(&path, owner).unwrap();
+        assert_eq!(mode(), 0o755);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        directory(&path, owner).unwrap();
+        assert_eq!(mode(), 0o755);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for (path, owner) in [(&path, owner ^ 1), (&link, owner)] {
+            let error = directory(path, owner).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        }
     }
 
     #[test]
