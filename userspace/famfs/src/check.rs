@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -45,7 +46,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let report = json!({
             "mountpoint": mounted.root.to_string_lossy(), "files": files, "directories": directories, "differences": wrong,
         });
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        crate::json::print(io::stdout().lock(), &report)?;
     } else if wrong.is_empty() {
         println!("{files} files and {directories} directories are as the log says");
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What comparing files came to, for --json of verify and chkread.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -38,7 +38,6 @@ impl Compared {
     pub fn print(self) -> anyhow::Result<()> {
         let mut rows = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         rows.sort_by(|a, b| a.file.cmp(&b.file));
-        let text = serde_json::to_string_pretty(&rows)?;
-        Ok(writeln!(io::stdout().lock(), "{text}")?)
+        Ok(json::print(io::stdout().lock(), &rows)?)
     }
 }

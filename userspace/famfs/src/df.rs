@@ -86,7 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     if args.json {
         let all = serde_json::json!({ "daxdevs": rows, "logs": logs });
-        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
+        json::print(&mut out, &all)?;
         return Ok(());
     }
     let bytes = |n| size::show(n, args.human);

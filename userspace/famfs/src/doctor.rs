@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::escape::escaped;
 use crate::exit::{fail, Exit};
+use crate::json;
 
 /// Options of doctor.
 #[derive(clap::Args)]
@@ -113,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = Report::of(&args.sysroot, &args.devices);
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        json::print(&mut out, &report)?;
     } else {
         report.print(&mut out)?;
     }

@@ -27,8 +27,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let image = Image::load(&args.path)?;
     let mut out = io::stdout().lock();
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &Dump::new(&image))?;
-        writeln!(out)?;
+        crate::json::print(&mut out, &Dump::new(&image))?;
         return Ok(());
     }
     let Dump { superblock, log } = Dump::new(&image);

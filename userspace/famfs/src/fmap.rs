@@ -2,7 +2,7 @@
 //! `famfs fmap decode`: a GET_FMAP reply for people, judged by the code that the kernel module runs.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,6 +10,7 @@ use famfs_fmap::{parse, wanted_size, DevRange, FileType, Fmap, FmapError, Layout
 use serde::Serialize;
 
 use crate::exit::{fail, Exit};
+use crate::json;
 use crate::{examples, size};
 
 /// Options of fmap.
@@ -69,12 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = decode(&reply, args.device_size)
         .map_err(|reason| fail(Exit::Corrupt, reason))
         .with_context(|| args.file.display().to_string())?;
-    writeln!(
-        io::stdout().lock(),
-        "{}",
-        serde_json::to_string_pretty(&report)?
-    )?;
-    Ok(())
+    Ok(json::print(io::stdout().lock(), &report)?)
 }
 
 /// The file, or as much of it as shows that it is too large for a reply.

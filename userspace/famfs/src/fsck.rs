@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::escape::escaped;
 use crate::exit::{fail, Exit};
 use crate::image::Image;
+use crate::json;
 use crate::{size, system};
 
 /// Options of fsck.
@@ -93,7 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let report = Report::new(&image, &header, &replay);
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        json::print(&mut out, &report)?;
     } else {
         report.print(&mut out, args.human)?;
     }

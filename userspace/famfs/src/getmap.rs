@@ -89,7 +89,7 @@ impl Report {
     fn print(&self, json: bool) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         if json {
-            writeln!(out, "{}", serde_json::to_string_pretty(self)?)?;
+            json::print(&mut out, self)?;
             return Ok(());
         }
         let (file, kind) = (escaped(self.file.display()), self.map.describe());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `famfs logplay`: let the server of a mount read new log entries.
 
+use std::io;
 use std::path::PathBuf;
 
 use serde_json::json;
@@ -24,7 +25,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         let report =
             json!({ "mountpoint": mounted.root.to_string_lossy(), "log_entries": entries });
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        crate::json::print(io::stdout().lock(), &report)?;
     } else {
         println!("{entries} log entries are in use");
     }

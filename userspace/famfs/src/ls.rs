@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
+        json::print(&mut out, &rows)?;
         return Ok(());
     }
     for row in &rows {

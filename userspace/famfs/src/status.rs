@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.path {
         let status = of_mount(&mounted::mount_at(path)?)?;
         if args.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+            crate::json::print(&mut out, &status)?;
         } else {
             print(&mut out, &status)?;
         }
@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })
         .collect();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&statuses)?)?;
+        crate::json::print(&mut out, &statuses)?;
         return Ok(());
     }
     for (index, status) in statuses.iter().enumerate() {
