@@ -244,7 +244,13 @@ pub fn append(
         usize::try_from(entry_offset(header.next_index).context("log entry index too large")?)?;
     let counters_at = usize::try_from(LogHeader::COUNTERS_AT)?;
     let counters = after.encode_counters();
+    let before = header.encode_counters();
     let publish = || {
+        // Those of an append that was cut short may announce the first of these entries, which would be seen alone.
+        if read_fresh(store, counters_at, before.len())? != before {
+            store.write(counters_at, &before)?;
+            store.flush(counters_at, before.len())?;
+        }
         store.write(at, &bytes)?;
         store.flush(at, bytes.len())?;
         store.write(counters_at, &counters)?;

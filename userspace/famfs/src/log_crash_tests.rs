@@ -234,6 +234,34 @@ fn killed_at_every_step_of_an_append() {
     }
 }
 
+/// Counters that announce an entry which never arrived, and a next master that is killed as well: of its append all is
+/// seen, or nothing.
+#[test]
+fn killed_again_while_going_on() {
+    let host = Host::new(log(2), ENTRY_BYTES + 16);
+    let (found, _) = read(&host.memory.borrow().clone());
+    assert!(append_like_upstream(&host, &found, dirs(2..3)).is_err());
+    let memory = host.remains(|line| line == 0);
+    let (found, replay) = read(&memory);
+    assert_eq!((found.next_index, replay.next_index()), (3, 2));
+    for steps in 0.. {
+        let host = Host::new(memory.clone(), steps);
+        let (found, mut replay) = read(&memory);
+        let settled = settle(&host, &found, &mut replay).unwrap();
+        let done = append(&host, &settled, dirs(100..102)).is_ok();
+        let (_, replay) = read(&host.remains(|_| true));
+        let seen = replay.next_index();
+        assert!(
+            seen == 4 || seen == 2 && !done,
+            "{seen} entries after {steps} steps"
+        );
+        if done {
+            assert!(steps > 2 * ENTRY_BYTES, "{steps} steps");
+            break;
+        }
+    }
+}
+
 proptest! {
     /// Of what was in the caches any part reaches the memory, as when a host loses power.
     #[test]

@@ -45,10 +45,12 @@ fn entries_are_flushed_before_the_counters() {
     assert_eq!(
         *store.trace.borrow(),
         [
+            ("invalidate", 32, 16),
             ("write", 48, 544),
             ("flush", 48, 544),
             ("write", 32, 16),
             ("flush", 32, 16),
+            ("invalidate", 32, 16),
             ("write", 592, 1088),
             ("flush", 592, 1088),
             ("write", 32, 16),
