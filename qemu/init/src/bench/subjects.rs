@@ -23,7 +23,7 @@ pub const FILES: u64 = 32;
 pub const MANY: usize = 10_000;
 /// The device for everything that is not famfs.
 const OTHER: usize = 3;
-pub const DIR: &str = "/mnt/bench";
+pub const DIR: &str = "/bench";
 
 pub fn run(report: &mut Report, guest: &Guest) -> Result<()> {
     fs::create_dir_all(DIR)?;
