@@ -17,9 +17,10 @@ use crate::tools;
 use crate::topology::{self, Topology};
 use crate::Images;
 
+/// For hosts that are slow, or have other work besides.
 const LIMITS: Limits = Limits {
-    total: Duration::from_secs(900),
-    silence: Duration::from_secs(120),
+    total: Duration::from_secs(1800),
+    silence: Duration::from_secs(240),
 };
 /// Every checker on, a kernel takes several times as long.
 const DEBUG_LIMITS: Limits = Limits {
