@@ -34,6 +34,8 @@ const SLACK: u64 = 4;
 const NOISE: u64 = 512;
 /// A pool that only grows, of a checker.
 const CHECKERS: &str = "debug_objects_cache";
+/// Further looks at what seems to have grown, each after some more cycles.
+const LOOKS: u32 = 8;
 const SIZE: usize = AU as usize + 4219;
 
 fn kernel_memory_stays(guest: &Guest, channel: &mut Channel) -> Result<()> {
@@ -55,9 +57,17 @@ fn kernel_memory_stays(guest: &Guest, channel: &mut Channel) -> Result<()> {
         cycle(&mounted, number).with_context(|| format!("cycle {number}"))?;
     }
     let took = started.elapsed();
-    let after = KernelMemory::now()?;
     channel.say(&format!("{cycles} cycles in {took:?}"));
-    after.expect_no_more_than(&before, u64::from(cycles) / SLACK)
+    let slack = u64::from(cycles) / SLACK;
+    let mut after = KernelMemory::now()?;
+    for _ in 0..LOOKS {
+        if after.expect_no_more_than(&before, slack).is_ok() {
+            break;
+        }
+        (0..RELOAD).try_for_each(|number| cycle(&mounted, number))?;
+        after = after.least(KernelMemory::now()?);
+    }
+    after.expect_no_more_than(&before, slack)
 }
 
 fn cycle(mounted: &Mounted, number: u32) -> Result<()> {
@@ -115,6 +125,19 @@ impl KernelMemory {
             vmalloc_pages: pages("VmallocUsed:")?,
             used_pages: pages("MemTotal:")? - pages("MemAvailable:")?,
         })
+    }
+
+    /// The lesser of each. What was freed counts as objects while a CPU has it in a sheaf, and sheaves of 28 or 60 come
+    /// and go.
+    fn least(mut self, other: Self) -> Self {
+        for (name, objects) in &mut self.objects {
+            *objects = (*objects).min(other.objects.get(name).copied().unwrap_or(0));
+        }
+        Self {
+            objects: self.objects,
+            vmalloc_pages: self.vmalloc_pages.min(other.vmalloc_pages),
+            used_pages: self.used_pages.min(other.used_pages),
+        }
     }
 
     fn expect_no_more_than(&self, before: &Self, slack: u64) -> Result<()> {
