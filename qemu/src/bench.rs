@@ -47,9 +47,11 @@ pub fn run(booter: &Booter, system_map: &Path, out: &Path, commit: &str) -> Resu
         // The usual maps come first.
         rows.splice(0..0, first);
     }
+    let tables = report::tables(&rows);
+    println!("{tables}");
     let profiles = profile::run(booter, system_map, &profile::MAIN)?;
-    let (tables, profiles) = (report::tables(&rows), profile::table(&profiles, false));
-    println!("{tables}\n{profiles}");
+    let profiles = profile::table(&profiles, false);
+    println!("{profiles}");
     report::write(out, commit, &rows, &tables, &profiles)
 }
 

@@ -63,7 +63,7 @@ struct Traced {
 /// Boots the guest that measures the `rows`, "SUBJECT: OPERATION" each, with QEMU's log.
 pub fn run(booter: &Booter, system_map: &Path, rows: &[&str]) -> Result<Vec<Profile>> {
     let kernel = symbols(system_map)?;
-    let names: Vec<String> = rows.iter().map(|row| row.replace(' ', "_")).collect();
+    let names: Vec<String> = rows.iter().map(|row| row.replace(' ', "+")).collect();
     let plan = vec![
         "famfs.mode=bench".to_owned(),
         format!("famfs.rows={}", names.join(";")),

@@ -98,7 +98,7 @@ impl Plan {
                     .context("famfs.soak")?,
             ),
             rows: value("famfs.rows")
-                .map(|rows| rows.split(';').map(|row| row.replace('_', " ")).collect())
+                .map(|rows| rows.split(';').map(|row| row.replace('+', " ")).collect())
                 .unwrap_or_default(),
         })
     }
@@ -111,7 +111,7 @@ mod tests {
     #[test]
     fn reads_a_plan() {
         let plan = Plan::parse(
-            "console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x famfs.rows=a,_b:_c;d\n",
+            "console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x famfs.rows=a,+b_c:+d;e\n",
         )
         .unwrap();
         assert_eq!((plan.mode, plan.memory), (Mode::Test, Memory::Pmem(2)));
@@ -119,7 +119,7 @@ mod tests {
             (plan.scenarios, plan.only),
             (vec!["a".into(), "b".into()], "x".into())
         );
-        assert_eq!(plan.rows, ["a, b: c", "d"]);
+        assert_eq!(plan.rows, ["a, b_c: d", "e"]);
     }
 
     #[test]
