@@ -13,7 +13,8 @@
 #
 # Cache layout, under $CACHE/linux-7.2/:
 #   SOURCE/                  pristine source; .famfs-source, written last, holds its version
-#   SOURCE-DIGEST/           hard links to it, patched; DIGEST covers fragments and patches
+#   SOURCE-DIGEST/           hard links to it, patched; DIGEST covers fragments and patches, not
+#                            what the latter say of themselves
 #   SOURCE-DIGEST/build/     KDIR; .famfs-built, written last, holds all that it was built from
 # SOURCE is `debian`, or `src-DIGEST` of the path in KERNEL_SRC. kbuild uses
 # relative paths where the output directory lies in the source directory, so
@@ -44,13 +45,16 @@ else
 	SOURCE=$HOME_DIR/debian
 fi
 
-# tree FILE...: where the source with these fragments and patches is built.
+# Where the source with what comes from stdin is built.
 tree() {
-	echo "$SOURCE-$(cat "$@" | digest)"
+	echo "$SOURCE-$(digest)"
 }
 
-STOCK=$(tree "$FRAGMENT")
-PATCHED=$(tree "${FRAGMENTS[@]}" "${PATCHES[@]}")
+STOCK=$(tree <"$FRAGMENT")
+PATCHED=$({
+	cat "${FRAGMENTS[@]}"
+	sed -sn '/^diff /,$p' "${PATCHES[@]}" </dev/null
+} | tree)
 
 # --- the source --------------------------------------------------------------
 
