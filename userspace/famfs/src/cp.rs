@@ -76,9 +76,19 @@ impl Source {
             .with_context(|| self.path.display().to_string())
     }
 
-    /// For reading. Does not wait for who writes to a pipe.
-    fn open(&self) -> anyhow::Result<File> {
-        self.open_with(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+    /// For reading, if it still is what was `seen` here: its owner can have put a link to a file of somebody else into
+    /// its place. Does not wait for who writes to a pipe.
+    fn open(&self, seen: Identity) -> anyhow::Result<File> {
+        let file = self.open_with(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let path = self.path.display();
+        let found = file.metadata().with_context(|| path.to_string())?;
+        if identity(&found) != seen {
+            let text = format!(
+                "{path} was replaced while it was copied; find out what it is now, and copy again"
+            );
+            return Err(fail(Exit::Failed, text));
+        }
+        Ok(file)
     }
 
     fn open_with(&self, flags: OFlags) -> anyhow::Result<File> {
@@ -96,9 +106,18 @@ impl Source {
     }
 }
 
+/// Which file or directory it is: st_dev and st_ino.
+type Identity = (u64, u64);
+
+fn identity(meta: &Metadata) -> Identity {
+    (meta.dev(), meta.ino())
+}
+
 /// One file to copy.
 struct Job {
     source: Source,
+    /// What the source was when its size and mode were looked at.
+    seen: Identity,
     dest: PathBuf,
     size: u64,
 }
@@ -151,16 +170,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 impl Listing {
     fn add(&mut self, source: Source, dest: PathBuf, recursive: bool) -> anyhow::Result<()> {
         let meta = source.metadata()?;
+        let seen = identity(&meta);
         let why = match meta.len() {
-            _ if meta.is_dir() && recursive => return self.add_dir(&source, &dest, meta.mode()),
+            _ if meta.is_dir() && recursive => return self.add_dir(&source, &dest, &meta),
             _ if meta.is_dir() => "a directory; --recursive copies it",
             _ if meta.is_symlink() => "a symbolic link",
             _ if !meta.is_file() => "not a file",
             0 => "empty",
             size => {
                 // A source that can not be read must be known before its copy is made.
-                source.open()?;
-                let job = Job { source, dest, size };
+                source.open(seen)?;
+                let job = Job {
+                    source,
+                    seen,
+                    dest,
+                    size,
+                };
                 self.files.push((job, meta.mode()));
                 return Ok(());
             }
@@ -170,10 +195,10 @@ impl Listing {
         Ok(())
     }
 
-    fn add_dir(&mut self, source: &Source, dest: &Path, mode: u32) -> anyhow::Result<()> {
-        let dir = Arc::new(source.open()?);
+    fn add_dir(&mut self, source: &Source, dest: &Path, meta: &Metadata) -> anyhow::Result<()> {
+        let dir = Arc::new(source.open(identity(meta))?);
         let names = names(&dir).with_context(|| source.path.display().to_string())?;
-        self.dirs.push((dest.into(), mode));
+        self.dirs.push((dest.into(), meta.mode()));
         for name in names {
             self.add(source.child(&dir, &name), dest.join(&name), true)?;
         }
@@ -233,7 +258,7 @@ fn relative(mounted: &Mounted, base: &Path, dest: &Path) -> anyhow::Result<Vec<u
 /// Copy the bytes of a file, and write them back from the caches.
 fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
     create::check_size(&job.dest, job.size)?;
-    let mut source = job.source.open()?;
+    let mut source = job.source.open(job.seen)?;
     let dest = OpenOptions::new().read(true).write(true).open(&job.dest)?;
     let region = map_file(&dest, usize::try_from(job.size)?, true)?;
     tracing::info!("copying {} bytes to {}", job.size, job.dest.display());
@@ -259,7 +284,7 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
 }
 
 fn compare(job: &Job) -> anyhow::Result<()> {
-    let (source, dest) = (job.source.open()?, File::open(&job.dest)?);
+    let (source, dest) = (job.source.open(job.seen)?, File::open(&job.dest)?);
     let len = usize::try_from(job.size)?;
     let expected = |at: usize, len| {
         let mut bytes = vec![0; len];
@@ -381,11 +406,52 @@ mod tests {
             assert_eq!(format!("{error:#}"), text);
             assert_eq!(fs::read(&job.dest).unwrap(), vec![0; len]);
         }
-        let dir = Arc::new(src.open().unwrap());
+        let seen = identity(&src.metadata().unwrap());
+        let dir = Arc::new(src.open(seen).unwrap());
         let sub = src.child(&dir, OsStr::new("sub"));
         assert!(sub.metadata().unwrap().is_symlink());
         let below = sub.child(&dir, OsStr::new("b"));
-        assert!(below.metadata().is_err() && below.open().is_err());
+        let seen = identity(&fs::metadata(at("secret/b")).unwrap());
+        assert!(below.metadata().is_err() && below.open(seen).is_err());
+    }
+
+    /// The same with what was named, where links are followed.
+    #[test]
+    fn what_was_looked_at_is_what_is_copied() {
+        let dir = tree();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("secret")).unwrap();
+        fs::write(at("secret/a"), [3; 7]).unwrap();
+        fs::write(at("dest"), [0; 7]).unwrap();
+        let mut listing = Listing::default();
+        let (file, src) = (Source::named(&at("src/a")), Source::named(&at("src")));
+        let meta = src.metadata().unwrap();
+        listing.add(file, at("dest"), false).unwrap();
+        fs::rename(at("src"), at("old")).unwrap();
+        symlink(at("secret"), at("src")).unwrap();
+        let text = |path: &str| {
+            let path = at(path);
+            let path = path.display();
+            format!(
+                "{path} was replaced while it was copied; find out what it is now, and copy again"
+            )
+        };
+        let job = &listing.files[0].0;
+        for replaced in [copy(job, &ProgressBar::hidden()), compare(job)] {
+            let error = replaced.unwrap_err();
+            assert_eq!(crate::exit::code(&error), Exit::Failed);
+            assert_eq!(format!("{error:#}"), text("src/a"));
+        }
+        assert_eq!(fs::read(at("dest")).unwrap(), [0; 7]);
+        let replaced = listing.add_dir(&src, Path::new("/mnt/src"), &meta);
+        assert_eq!(replaced.unwrap_err().to_string(), text("src"));
+        assert!(listing.dirs.is_empty() && listing.files.len() == 1);
+        // Written to, it is the same file.
+        fs::remove_file(at("src")).unwrap();
+        fs::rename(at("old"), at("src")).unwrap();
+        fs::write(at("src/a"), [4; 7]).unwrap();
+        copy(&listing.files[0].0, &ProgressBar::hidden()).unwrap();
+        assert_eq!(fs::read(at("dest")).unwrap(), [4; 7]);
     }
 
     /// What was named is what is meant.
@@ -410,6 +476,7 @@ mod tests {
         fs::write(&dest, vec![0xee; bytes.len()]).unwrap();
         let job = |size| Job {
             source: Source::named(&source),
+            seen: identity(&fs::metadata(&source).unwrap()),
             dest: dest.clone(),
             size,
         };
