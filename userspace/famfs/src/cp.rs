@@ -2,7 +2,7 @@
 //! `famfs cp`: copy files into a famfs.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -19,7 +19,7 @@ use crate::cli::{Ownership, Striping};
 use crate::create::{self, Attributes, Plan};
 use crate::exit::{fail, Exit};
 use crate::fill::{self, progress, BLOCK};
-use crate::mounted::{parent, Mounted};
+use crate::mounted::{parent, Mounted, Root};
 use crate::work::Threads;
 
 /// Options of cp.
@@ -150,12 +150,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         listing.add(Source::named(source), dest, args.recursive)?;
     }
     let base = if into { dest } else { parent(dest) };
-    make(&listing, base, args)?;
+    let (root, files) = make(&listing, base, args)?;
     let bar = progress(dest, listing.files.iter().map(|(job, _)| job.size).sum());
-    args.threads.each(&listing.files, |(job, _)| {
-        copy(job, &bar)
-            .and_then(|()| if args.compare { compare(job) } else { Ok(()) })
-            .with_context(|| job.dest.display().to_string())
+    args.threads.each(&files, |(job, path)| {
+        let one = || -> anyhow::Result<()> {
+            let dest = root.open_new(path, job.size)?;
+            copy(job, &dest, &bar)?;
+            if args.compare {
+                compare(job, &dest)?;
+            }
+            Ok(())
+        };
+        one().with_context(|| job.dest.display().to_string())
     })?;
     bar.finish_and_clear();
     match listing.skipped.len() {
@@ -220,8 +226,11 @@ fn names(dir: &File) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
+/// The root of a file system, and what to copy there, each with the path of its new file from there.
+type Made<'a> = (Root, Vec<(&'a Job, Vec<u8>)>);
+
 /// Make all directories and files of a listing: one plan, so that a lack of space changes nothing.
-fn make(listing: &Listing, base: &Path, args: &Args) -> anyhow::Result<()> {
+fn make<'a>(listing: &'a Listing, base: &Path, args: &Args) -> anyhow::Result<Made<'a>> {
     let mut plan = Plan::new(Mounted::of(base)?, Some(&args.striping))?;
     for (dest, mode) in &listing.dirs {
         let path = relative(plan.mounted(), base, dest)?;
@@ -233,12 +242,13 @@ fn make(listing: &Listing, base: &Path, args: &Args) -> anyhow::Result<()> {
             None => plan.mkdir(&path, attributes(args, *mode))?,
         }
     }
+    let mut files = Vec::new();
     for (job, mode) in &listing.files {
         let path = relative(plan.mounted(), base, &job.dest)?;
         plan.file(&path, job.size, attributes(args, *mode))?;
+        files.push((job, path));
     }
-    plan.publish()?;
-    Ok(())
+    Ok((plan.publish()?.open_root()?, files))
 }
 
 fn attributes(args: &Args, mode: u32) -> Attributes {
@@ -255,12 +265,10 @@ fn relative(mounted: &Mounted, base: &Path, dest: &Path) -> anyhow::Result<Vec<u
     Ok(mounted.below(&full)?.as_os_str().as_bytes().to_vec())
 }
 
-/// Copy the bytes of a file, and write them back from the caches.
-fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
-    create::check_size(&job.dest, job.size)?;
+/// Copy the bytes of a file to `dest`, and write them back from the caches.
+fn copy(job: &Job, dest: &File, bar: &ProgressBar) -> anyhow::Result<()> {
     let mut source = job.source.open(job.seen)?;
-    let dest = OpenOptions::new().read(true).write(true).open(&job.dest)?;
-    let region = map_file(&dest, usize::try_from(job.size)?, true)?;
+    let region = map_file(dest, usize::try_from(job.size)?, true)?;
     tracing::info!("copying {} bytes to {}", job.size, job.dest.display());
     let mut block = vec![0; BLOCK];
     let mut at = 0u64;
@@ -283,15 +291,15 @@ fn copy(job: &Job, bar: &ProgressBar) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn compare(job: &Job) -> anyhow::Result<()> {
-    let (source, dest) = (job.source.open(job.seen)?, File::open(&job.dest)?);
+fn compare(job: &Job, dest: &File) -> anyhow::Result<()> {
+    let source = job.source.open(job.seen)?;
     let len = usize::try_from(job.size)?;
     let expected = |at: usize, len| {
         let mut bytes = vec![0; len];
         source.read_exact_at(&mut bytes, at as u64)?;
         Ok(bytes)
     };
-    let region = map_file(&dest, len, false)?;
+    let region = map_file(dest, len, false)?;
     match fill::mismatch(&region, len, expected, &ProgressBar::hidden())? {
         None => Ok(()),
         Some(at) => {
@@ -309,6 +317,11 @@ mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::symlink;
+
+    fn open(path: &Path) -> File {
+        let mut options = File::options();
+        options.read(true).write(true).open(path).unwrap()
+    }
 
     fn tree() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -400,7 +413,7 @@ mod tests {
         fs::rename(at("src/sub"), at("src/old")).unwrap();
         symlink(at("secret"), at("src/sub")).unwrap();
         for (job, len) in [(&*a, 7), (&*b, 5)] {
-            let error = copy(job, &ProgressBar::hidden()).unwrap_err();
+            let error = copy(job, &open(&job.dest), &ProgressBar::hidden()).unwrap_err();
             let path = job.source.path.display();
             let text = format!("{path}: Too many levels of symbolic links (os error 40)");
             assert_eq!(format!("{error:#}"), text);
@@ -437,7 +450,11 @@ mod tests {
             )
         };
         let job = &listing.files[0].0;
-        for replaced in [copy(job, &ProgressBar::hidden()), compare(job)] {
+        let dest = open(&job.dest);
+        for replaced in [
+            copy(job, &dest, &ProgressBar::hidden()),
+            compare(job, &dest),
+        ] {
             let error = replaced.unwrap_err();
             assert_eq!(crate::exit::code(&error), Exit::Failed);
             assert_eq!(format!("{error:#}"), text("src/a"));
@@ -450,7 +467,7 @@ mod tests {
         fs::remove_file(at("src")).unwrap();
         fs::rename(at("old"), at("src")).unwrap();
         fs::write(at("src/a"), [4; 7]).unwrap();
-        copy(&listing.files[0].0, &ProgressBar::hidden()).unwrap();
+        copy(&listing.files[0].0, &dest, &ProgressBar::hidden()).unwrap();
         assert_eq!(fs::read(at("dest")).unwrap(), [4; 7]);
     }
 
@@ -468,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_copied_and_sizes_checked() {
+    fn bytes_are_copied() {
         let dir = tree();
         let (source, dest) = (dir.path().join("source"), dir.path().join("dest"));
         let bytes: Vec<u8> = (0..BLOCK + 4219).map(|i| (i % 251) as u8).collect();
@@ -480,25 +497,27 @@ mod tests {
             dest: dest.clone(),
             size,
         };
-        copy(&job(bytes.len() as u64), &ProgressBar::hidden()).unwrap();
+        let file = open(&dest);
+        let copy = |job| super::copy(&job, &file, &ProgressBar::hidden());
+        let compare = |job| super::compare(&job, &file);
+        copy(job(bytes.len() as u64)).unwrap();
         assert_eq!(fs::read(&dest).unwrap(), bytes);
-        compare(&job(bytes.len() as u64)).unwrap();
+        compare(job(bytes.len() as u64)).unwrap();
         let mut wrong = bytes.clone();
         wrong[BLOCK + 4218] ^= 1;
         fs::write(&source, wrong).unwrap();
-        let error = compare(&job(bytes.len() as u64)).unwrap_err();
+        let error = compare(job(bytes.len() as u64)).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("byte {} is not that of {}", BLOCK + 4218, source.display())
         );
-        assert!(copy(&job(5), &ProgressBar::hidden()).is_err());
         File::options()
             .write(true)
             .open(&source)
             .unwrap()
             .set_len(9)
             .unwrap();
-        let error = copy(&job(bytes.len() as u64), &ProgressBar::hidden()).unwrap_err();
+        let error = copy(job(bytes.len() as u64)).unwrap_err();
         assert!(
             error.to_string().ends_with("became shorter: 9 bytes"),
             "{error}"

@@ -83,22 +83,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let relative = plan.mounted().relative(&new.path)?;
         let planned = plan.file(&relative, new.size, attributes)?;
         if new.seed.is_some() || planned == Planned::New {
-            fills.push(new.clone());
+            fills.push((relative, new.clone()));
         }
     }
-    plan.publish()?;
+    let root = plan.publish()?.open_root()?;
     let what = match &fills[..] {
-        [new] => &new.path,
+        [(_, new)] => &new.path,
         _ => Path::new("creat"),
     };
     let total = fills
         .iter()
-        .fold(0u64, |sum, new| sum.saturating_add(new.size));
+        .fold(0u64, |sum, (_, new)| sum.saturating_add(new.size));
     let bar = progress(what, total);
-    args.threads.each(&fills, |New { path, size, seed }| {
-        create::check_size(path, *size)?;
-        let (path, seed) = (path.clone(), *seed);
-        Seeded { path, seed }.write(&bar)
+    args.threads.each(&fills, |(relative, new)| {
+        let file = root.open_new(relative, new.size);
+        let file = file.with_context(|| new.path.display().to_string())?;
+        let (path, seed) = (new.path.clone(), new.seed);
+        Seeded { path, seed }.write(&file, &bar)
     })?;
     bar.finish_and_clear();
     Ok(())

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 
 use anyhow::Context;
 use famfs_media::{
@@ -182,20 +181,6 @@ impl Plan {
     pub fn publish(self) -> anyhow::Result<Mounted> {
         self.writer.publish(self.bodies)
     }
-}
-
-/// Fails unless the file at `path`, which was just made, shows its size: another mount may be over it.
-pub fn check_size(path: &std::path::Path, size: u64) -> anyhow::Result<()> {
-    let found = fs::metadata(path)
-        .with_context(|| path.display().to_string())?
-        .size();
-    if found != size {
-        return Err(fail(
-            Exit::Failed,
-            format!("{}: {found} bytes, not {size} as logged", path.display()),
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

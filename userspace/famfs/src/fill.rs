@@ -2,7 +2,7 @@
 //! What new files are filled with: zeroes, or a pattern that tells where it is, which `famfs creat -r` writes and
 //! `famfs verify` checks.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -28,16 +28,11 @@ pub struct Seeded {
 }
 
 impl Seeded {
-    /// Writes all of the file, and writes it back from the caches.
-    pub fn write(&self, bar: &ProgressBar) -> anyhow::Result<()> {
+    /// Writes all of `file`, which is the one at the path, and writes it back from the caches.
+    pub fn write(&self, file: &File, bar: &ProgressBar) -> anyhow::Result<()> {
         let context = || self.path.display().to_string();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .with_context(context)?;
         let len = usize::try_from(file.metadata()?.len())?;
-        let region = map_file(&file, len, true).with_context(context)?;
+        let region = map_file(file, len, true).with_context(context)?;
         tracing::info!("filling {len} bytes of {}", self.path.display());
         for at in (0..len).step_by(BLOCK) {
             let bytes = self.bytes(at, len.saturating_sub(at).min(BLOCK));
@@ -146,7 +141,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         let len = (2 << 20) + 12345;
-        File::create(&path).unwrap().set_len(len).unwrap();
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true);
+        let file = options.open(&path).unwrap();
+        file.set_len(len).unwrap();
         let (zeroes, bar) = (
             Seeded {
                 path: path.clone(),
@@ -158,12 +156,12 @@ mod tests {
             seed: Some(seed),
             ..zeroes.clone()
         };
-        seeded(42).write(&bar).unwrap();
+        seeded(42).write(&file, &bar).unwrap();
         let verify = |seed| seeded(seed).verify(&bar, &Compared::default());
         verify(42).unwrap();
-        zeroes.write(&bar).unwrap();
+        zeroes.write(&file, &bar).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), vec![0; len as usize]);
-        seeded(42).write(&bar).unwrap();
+        seeded(42).write(&file, &bar).unwrap();
         let text = |seed| verify(seed).unwrap_err().to_string();
         assert!(text(43).contains("byte 0 "));
         let mut bytes = std::fs::read(&path).unwrap();

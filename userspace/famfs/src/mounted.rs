@@ -3,13 +3,17 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use famfs_fuse::{map_file, Region};
 use famfs_media::{Replay, Superblock, SUPERBLOCK_BYTES, SUPERBLOCK_LEN};
-use rustix::fs::{statx, AtFlags, StatxFlags, CWD};
+use rustix::fs::{
+    fstat, makedev, openat2, statx, AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, CWD,
+};
 use rustix::io::Errno;
 
 use crate::exit::{self, fail, Exit};
@@ -26,6 +30,8 @@ pub struct Mounted {
     pub root: PathBuf,
     /// Path of device 0, as /proc shows it.
     pub device: PathBuf,
+    /// st_dev of its files, as (major, minor).
+    pub number: (u32, u32),
     /// Its superblock.
     pub superblock: Superblock,
 }
@@ -70,6 +76,7 @@ impl Mounted {
         Ok(Self {
             root: mount.point,
             device: mount.source,
+            number: mount.device,
             superblock,
         })
     }
@@ -85,6 +92,11 @@ impl Mounted {
         mount_point(device)?
             .map(|point| Self::of(&point))
             .transpose()
+    }
+
+    /// Its root directory.
+    pub fn open_root(&self) -> anyhow::Result<Root> {
+        Root::open(&self.root, self.number)
     }
 
     /// Bytes of device 0.
@@ -132,6 +144,46 @@ impl Mounted {
             let (full, root) = (full.display(), self.root.display());
             fail(Exit::Usage, format!("{full} is not below {root}"))
         })
+    }
+}
+
+/// The root directory of a mounted famfs, held open: who owns a directory above it can no longer lead a path elsewhere.
+pub struct Root(OwnedFd);
+
+impl Root {
+    /// The root at `path`, as /proc shows it, of the file system with this device number.
+    fn open(path: &Path, (major, minor): (u32, u32)) -> anyhow::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let (mode, resolve) = (Mode::empty(), ResolveFlags::NO_SYMLINKS);
+        let root =
+            openat2(CWD, path, flags, mode, resolve).map_err(|errno| stat_error(path, errno))?;
+        if fstat(&root)?.st_dev != makedev(major, minor) {
+            let text = format!(
+                "{} shows another file system than before: it was moved, or that is mounted over it",
+                path.display()
+            );
+            return Err(fail(Exit::Failed, text));
+        }
+        Ok(Self(root))
+    }
+
+    /// The file at `path` below, which was made with `size` bytes, for reading and writing.
+    pub fn open_new(&self, path: &[u8], size: u64) -> anyhow::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+        let file = match openat2(&self.0, path, flags, Mode::empty(), resolve) {
+            Err(Errno::XDEV) => {
+                let text = "another file system is mounted over it; umount that and try again";
+                return Err(fail(Exit::Failed, text));
+            }
+            file => File::from(file.map_err(io::Error::from)?),
+        };
+        let found = file.metadata()?.size();
+        if found != size {
+            let text = format!("{found} bytes, not {size} as logged");
+            return Err(fail(Exit::Failed, text));
+        }
+        Ok(file)
     }
 }
 
@@ -237,6 +289,7 @@ pub fn map_open(file: &File, path: &Path, len: u64, writable: bool) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     #[test]
     fn a_path_elsewhere_is_not_in_a_famfs() {
@@ -250,6 +303,40 @@ mod tests {
                 .contains("/proc/self is not in a mounted famfs"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_file_that_was_made_is_opened_where_it_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap();
+        let device = path.metadata().unwrap().dev();
+        let number = (rustix::fs::major(device), rustix::fs::minor(device));
+        std::fs::create_dir(path.join("root")).unwrap();
+        for name in ["root/file", "secret"] {
+            std::fs::write(path.join(name), [1; 5]).unwrap();
+        }
+        symlink("../secret", path.join("root/link")).unwrap();
+        let root = Root::open(&path.join("root"), number).unwrap();
+        let error =
+            |name: &str, size| format!("{:#}", root.open_new(name.as_bytes(), size).unwrap_err());
+        assert_eq!(error("file", 6), "5 bytes, not 6 as logged");
+        assert!(error("link", 5).contains("symbolic links"));
+        let over = "another file system is mounted over it; umount that and try again";
+        assert_eq!(error("../secret", 5), over);
+        // By then its path leads elsewhere.
+        std::fs::rename(path.join("root"), path.join("moved")).unwrap();
+        symlink("moved", path.join("root")).unwrap();
+        assert!(root.open_new(b"file", 5).is_ok());
+        let error = |path: &Path, number| {
+            format!("{:#}", Root::open(path, number).map(|_| ()).unwrap_err())
+        };
+        assert!(error(&path.join("root"), number).contains("symbolic links"));
+        assert!(error(Path::new("/proc"), number).starts_with("/proc shows another file system"));
+        let slash = Path::new("/").metadata().unwrap().dev();
+        let number = (rustix::fs::major(slash), rustix::fs::minor(slash));
+        let root = Root::open(Path::new("/"), number).unwrap();
+        let error = root.open_new(b"proc/self/comm", 0).unwrap_err();
+        assert_eq!(error.to_string(), over);
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl Writer {
         let mounted = Mounted {
             root: "/nowhere".into(),
             device: "/dev/dax0.0".into(),
+            number: (0, 0),
             superblock,
         };
         Self {
@@ -199,6 +200,7 @@ mod tests {
         Mounted {
             root: "/mnt".into(),
             device: "/dev/dax0.0".into(),
+            number: (0, 0),
             superblock,
         }
     }
