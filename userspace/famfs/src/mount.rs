@@ -193,6 +193,7 @@ fn find_devices(args: &Args) -> anyhow::Result<Vec<DaxDevice>> {
     Ok(devices)
 }
 
+/// The mount point as a path without links.
 fn check_mountpoint(path: &Path) -> anyhow::Result<PathBuf> {
     let context = || format!("mount point {}", path.display());
     let path = fs::canonicalize(path).with_context(context)?;

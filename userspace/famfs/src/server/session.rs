@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 use famfs_fuse::{abi, dev, init, DevFuse, Operation, Reply, Request};
-use rustix::fs::CWD;
+use rustix::fs::{openat2, Mode, OFlags, ResolveFlags, CWD};
 use rustix::mount::{
     fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
     move_mount, FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags,
@@ -122,17 +122,14 @@ impl Session {
         Ok(())
     }
 
-    /// Puts the mount at `mountpoint`, where umount(8) ends it from then on.
+    /// Puts the mount at `mountpoint`, a path without links, where umount(8) ends it from then on.
     pub fn attach(&mut self, mountpoint: &Path) -> io::Result<()> {
         if let Some(mount) = self.mount.take() {
             self.context = None;
-            move_mount(
-                mount.as_fd(),
-                "",
-                CWD,
-                mountpoint,
-                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-            )?;
+            let place = open_mountpoint(mountpoint)?;
+            let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            let to = MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+            move_mount(mount.as_fd(), "", place, "", from | to)?;
         }
         Ok(())
     }
@@ -157,6 +154,14 @@ impl Drop for Session {
         self.mount = None;
         self.join();
     }
+}
+
+/// The directory at `path`, which had no links in it when it was looked at. Those that are there now were put there by
+/// who owns a directory on the way, and are not followed.
+fn open_mountpoint(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    Ok(openat2(CWD, path, flags, Mode::empty(), resolve)?)
 }
 
 fn make_superblock(device: &DevFuse, source: &str) -> io::Result<OwnedFd> {
@@ -235,6 +240,30 @@ pub fn serve(channel: &DevFuse, server: &Server) {
                 tracing::error!(%error, "cannot read from /dev/fuse");
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_mount_point_is_not_led_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(dir.join("user/mnt")).unwrap();
+        fs::create_dir_all(dir.join("etc/mnt")).unwrap();
+        let open = |path: &str| open_mountpoint(&dir.join(path));
+        assert!(open("user/mnt").is_ok());
+        fs::rename(dir.join("user"), dir.join("old")).unwrap();
+        symlink("etc", dir.join("user")).unwrap();
+        for path in ["user/mnt", "user"] {
+            let error = open(path).unwrap_err();
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::LOOP), "{path}");
         }
     }
 }
