@@ -228,6 +228,7 @@ impl Replay {
         let node = Node {
             index: Some(index),
             parent: Tree::ROOT,
+            name: [].into(),
             mode: file.mode & 0o7777,
             uid: file.uid,
             gid: file.gid,
@@ -250,6 +251,7 @@ impl Replay {
         let node = Node {
             index: Some(index),
             parent: Tree::ROOT,
+            name: [].into(),
             mode: dir.mode & 0o7777,
             uid: dir.uid,
             gid: dir.gid,

@@ -2,6 +2,7 @@
 //! The namespace that a log makes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::error::Problem;
 use crate::map::Map;
@@ -17,6 +18,8 @@ pub struct Node {
     pub index: Option<u64>,
     /// Its directory; the root is its own.
     pub parent: NodeId,
+    /// Its name there; the root has none.
+    pub name: Arc<[u8]>,
     /// Permission bits.
     pub mode: u32,
     /// Owner.
@@ -31,7 +34,7 @@ pub struct Node {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Kind {
-    Dir(BTreeMap<Box<[u8]>, NodeId>),
+    Dir(BTreeMap<Arc<[u8]>, NodeId>),
     File { size: u64, map: Map },
 }
 
@@ -47,6 +50,7 @@ impl Default for Tree {
         let root = Node {
             index: None,
             parent: Self::ROOT,
+            name: [].into(),
             mode: 0o755,
             uid: 0,
             gid: 0,
@@ -121,7 +125,7 @@ impl Tree {
         self.nodes.len() <= 1
     }
 
-    /// Add `node` at `path`, which was checked. A directory that exists already
+    /// Add `node` at `path`, which was checked, and which says its parent and name. A directory that exists already
     /// is left as it is. Returns whether anything was added.
     pub(crate) fn insert(&mut self, path: &[u8], mut node: Node) -> Result<bool, Problem> {
         let split = path.iter().rposition(|&b| b == b'/');
@@ -142,12 +146,14 @@ impl Tree {
         // A log has room for fewer entries than ids: 16 Mi per 8 GiB.
         let id = NodeId(u32::try_from(self.nodes.len()).map_err(|_| Problem::NoParent)?);
         node.parent = parent;
+        node.name = name.into();
+        let name = Arc::clone(&node.name);
         match self
             .nodes
             .get_mut(parent.0 as usize)
             .map(|node| &mut node.kind)
         {
-            Some(Kind::Dir(children)) => children.insert(name.into(), id),
+            Some(Kind::Dir(children)) => children.insert(name, id),
             _ => return Err(Problem::NoParent),
         };
         self.nodes.push(node);

@@ -46,6 +46,8 @@ pub struct Namespace {
     replay: Option<Replay>,
     /// Nodes of the replay by their node id.
     entries: HashMap<u64, NodeId>,
+    /// What is in a directory, in the order of the log and so of node ids.
+    listings: HashMap<NodeId, Vec<NodeId>>,
     /// Attributes that were changed. They live as long as the mount.
     changed: Changed,
 }
@@ -66,6 +68,7 @@ impl Namespace {
             log_mode: 0o644,
             replay: None,
             entries: HashMap::new(),
+            listings: HashMap::new(),
             changed: Changed::default(),
         }
     }
@@ -122,6 +125,9 @@ impl Namespace {
             .iter()
             .filter_map(|(id, node)| Some((nodeid_of(node)?, *id)));
         self.entries.extend(ids);
+        for (id, node) in new {
+            self.listings.entry(node.parent).or_default().push(id);
+        }
         parents
     }
 
@@ -152,47 +158,38 @@ impl Namespace {
     }
 
     /// The entries of a directory whose node id is above `after`, in the order of node ids: new entries come last.
-    /// Without "." and "..".
-    pub fn entries(&self, dir: u64, after: u64) -> Result<Vec<DirEntry<'_>>, Errno> {
-        let mut entries: Vec<DirEntry<'_>> = match dir {
-            ROOT_ID => vec![DirEntry {
-                nodeid: META,
-                name: b".meta",
-            }],
-            META => vec![
-                DirEntry {
-                    nodeid: SUPERBLOCK,
-                    name: b".superblock",
-                },
-                DirEntry {
-                    nodeid: LOG,
-                    name: b".log",
-                },
-            ],
-            _ => Vec::new(),
+    /// Without "." and "..". What it costs does not depend on how many come before.
+    pub fn entries(
+        &self,
+        dir: u64,
+        after: u64,
+    ) -> Result<impl Iterator<Item = DirEntry<'_>>, Errno> {
+        let fixed: &[(u64, &[u8])] = match dir {
+            ROOT_ID => &[(META, b".meta")],
+            META => &[(SUPERBLOCK, b".superblock"), (LOG, b".log")],
+            _ => &[],
         };
-        if dir != META {
-            match self
-                .tree_node(dir)
-                .and_then(|(tree, id)| Some((tree, &tree.get(id)?.kind)))
-            {
-                Some((tree, Kind::Dir(children))) => {
-                    entries.extend(children.iter().filter_map(|(name, &id)| {
-                        Some(DirEntry {
-                            nodeid: nodeid_of(tree.get(id)?)?,
-                            name,
-                        })
-                    }))
-                }
-                Some((_, Kind::File { .. })) => return Err(Errno::NOTDIR),
-                // The root of a mount that is made for .meta alone.
-                None if dir == ROOT_ID => (),
-                None => return Err(Errno::NOENT),
-            }
-        }
-        entries.retain(|entry| entry.nodeid > after);
-        entries.sort_unstable_by_key(|entry| entry.nodeid);
-        Ok(entries)
+        let below: &[NodeId] = match self.tree_node(dir) {
+            // The root may be that of a mount that is made for .meta alone.
+            None if !fixed.is_empty() => &[],
+            None => return Err(Errno::NOENT),
+            Some((tree, id)) => match tree.get(id).map(|node| &node.kind) {
+                Some(Kind::Dir(_)) => self.listings.get(&id).map_or(&[], Vec::as_slice),
+                _ => return Err(Errno::NOTDIR),
+            },
+        };
+        let tree = self.replay.as_ref().map(|replay| &replay.tree);
+        let entry = move |id: &NodeId| {
+            let node = tree?.get(*id)?;
+            let (nodeid, name) = (nodeid_of(node)?, &*node.name);
+            Some(DirEntry { nodeid, name })
+        };
+        let seen = below.partition_point(|id| entry(id).is_some_and(|entry| entry.nodeid <= after));
+        let fixed = fixed
+            .iter()
+            .map(|&(nodeid, name)| DirEntry { nodeid, name });
+        let fixed = fixed.filter(move |entry| entry.nodeid > after);
+        Ok(fixed.chain(below.iter().skip(seen).filter_map(entry)))
     }
 
     /// Attributes of a node.

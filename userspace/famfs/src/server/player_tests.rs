@@ -98,7 +98,7 @@ fn nobody_waits_while_another_hosts_memory_is_read() {
     let last = namespace()
         .entries(ROOT_ID, META)
         .unwrap()
-        .pop()
+        .last()
         .map(|entry| entry.name.to_vec())
         .unwrap();
     let lookup = || player.server.namespace().lookup(ROOT_ID, &last);
