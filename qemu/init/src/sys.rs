@@ -304,6 +304,26 @@ pub const PAGE_IS_PRESENT: u64 = 1 << 3;
 /// Mapped by one entry for 2 MiB.
 pub const PAGE_IS_HUGE: u64 = 1 << 6;
 
+/// What the page cache has of all of a file, in pages: cached, dirty, in writeback, evicted, evicted of late.
+pub fn cachestat(file: &File) -> io::Result<[u64; 5]> {
+    const CACHESTAT: libc::c_long = 451;
+    let (range, mut counts) = ([0u64; 2], [0u64; 5]);
+    // SAFETY: The descriptor is open, and the arrays are a struct cachestat_range and a struct cachestat.
+    let result = unsafe {
+        libc::syscall(
+            CACHESTAT,
+            file.as_raw_fd(),
+            range.as_ptr(),
+            counts.as_mut_ptr(),
+            0,
+        )
+    };
+    match result {
+        0 => Ok(counts),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The present pages of a mapping, neighbours with the same categories joined.
 pub fn scan_pages(mapping: &Mapping) -> io::Result<Vec<PageRegion>> {
     scan_pages_of("self", mapping.address() as u64, mapping.len() as u64)

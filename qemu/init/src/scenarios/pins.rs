@@ -29,6 +29,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("removal_waits_for_direct_io", removal_waits_for_direct_io),
     ("removal_kills_who_pins", removal_kills_who_pins),
     ("umount_waits_for_a_pipe", umount_waits_for_a_pipe),
+    ("reclaim_waits_for_nobody", reclaim_waits_for_nobody),
     ("fixed_buffers_are_refused", fixed_buffers_are_refused),
     ("debuggers_see_the_removal", debuggers_see_the_removal),
 ];
@@ -236,6 +237,35 @@ fn umount_waits_for_a_pipe(guest: &Guest, _channel: &mut Channel) -> Result<()> 
     umount.join().context("umount after the pin")?;
     drop(pinner);
     module::rmmod("famfs").context("rmmod after the umount")
+}
+
+/// Memory is reclaimed, and what nobody has open gives way, but not a file with a page in a pipe; what evicts it
+/// afterwards is whoever drops the caches.
+fn reclaim_waits_for_nobody(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    let setup = Setup::new(guest)?;
+    let (mut pinner, _) = setup.user("file")?;
+    ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
+    ensure_eq!(pinner.close()?, Reply::Value(0), "munmap and close");
+    let before = setup.fs.count(wire::LOOKUP);
+    let (maps, forgotten) = (setup.fs.count(wire::GET_FMAP), setup.fs.count(wire::FORGET));
+    // Of the share that a node has in slab caches nothing is to be spared.
+    std::fs::write("/proc/sys/vm/min_slab_ratio", "0")?;
+    // A name is spared as long as it was used since the last time.
+    for _ in 0..4 {
+        // EAGAIN: there is not as much to be had.
+        let _ = std::fs::write("/sys/devices/system/node/node0/reclaim", "1G");
+    }
+    ensure_eq!(setup.fs.open_errno("file"), 0, "open after the reclaim");
+    ensure_eq!(
+        setup.fs.count(wire::LOOKUP),
+        before + 1,
+        "look-ups, one of them of a name that was reclaimed"
+    );
+    ensure_eq!(setup.fs.count(wire::GET_FMAP), maps, "maps asked for");
+    ensure_eq!(setup.fs.count(wire::FORGET), forgotten, "inodes evicted");
+    ensure_eq!(pinner.drain()?, Reply::Value(0), "end of the pin");
+    std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+    setup.fs.wait_for(wire::FORGET, forgotten + 1)
 }
 
 /// What would pin pages for good is refused by the kernel, for every fs-dax mapping.
