@@ -15,6 +15,7 @@
 #include <linux/fdtable.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/fs_struct.h>
 #include <linux/fuse_fmap.h>
 #include <linux/iomap.h>
 #include <linux/module.h>
@@ -339,6 +340,18 @@ int fuse_fmap_install(struct inode *inode, void *fmap, loff_t size,
 	inode->i_flags |= S_DAX;
 	WRITE_ONCE(inode->i_private, fmap);
 	return 0;
+}
+
+/* The file system that this task's root directory is in. */
+dev_t famfs_fake_root_dev(void)
+{
+	struct path root;
+	dev_t dev;
+
+	get_fs_root(current->fs, &root);
+	dev = root.mnt->mnt_sb->s_dev;
+	path_put(&root);
+	return dev;
 }
 
 void *famfs_fake_conn_new(dev_t dev)

@@ -27,6 +27,7 @@ void famfs_fake_dax_unlock(struct famfs_fake_dax *dax);
 int famfs_fake_fd(struct famfs_fake_dax *dax);
 void famfs_fake_close(int fd);
 
+dev_t famfs_fake_root_dev(void);
 void *famfs_fake_conn_new(dev_t dev);
 void famfs_fake_conn_free(void *conn);
 int famfs_fake_daxdev_open(void *conn, int fd, u32 flags, u64 index);

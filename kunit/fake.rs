@@ -53,6 +53,7 @@ unsafe extern "C" {
     fn famfs_fake_dax_unlock(dax: *mut c_void);
     fn famfs_fake_fd(dax: *mut c_void) -> c_int;
     fn famfs_fake_close(fd: c_int);
+    safe fn famfs_fake_root_dev() -> u32;
     fn famfs_fake_conn_new(dev: u32) -> *mut c_void;
     fn famfs_fake_conn_free(conn: *mut c_void);
     fn famfs_fake_daxdev_open(conn: *mut c_void, fd: c_int, flags: u32, index: u64) -> c_int;
@@ -296,6 +297,11 @@ impl Conn {
         // SAFETY: The provider is registered as long as this module is loaded.
         let conn = from_err_ptr(unsafe { famfs_fake_conn_new(minor) })?;
         NonNull::new(conn).map(Self).ok_or(EINVAL)
+    }
+
+    /// As the file system that has the root directory of the server.
+    pub(crate) fn around_its_server() -> Result<Self> {
+        Self::new(famfs_fake_root_dev())
     }
 
     pub(crate) fn mount(&self) -> &mount::Mount {

@@ -87,6 +87,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_mount_does_not_keep_itself() -> Result {
+        assert_eq!(Conn::around_its_server().err(), Some(EINVAL));
+        Ok(())
+    }
+
+    #[test]
     fn a_head_and_its_words_are_one() -> Result {
         let gone = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let head = |words| Counted {

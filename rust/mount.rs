@@ -90,12 +90,19 @@ pub(crate) struct Mount {
 
 impl Mount {
     fn new(dev: DevT, policy: Policy) -> Result<Arc<Self>> {
+        // This is called by the server, or for it by whoever mounts.
+        let root = Root::current_for(dev).inspect_err(|_| {
+            pr_warn!(
+                "{}:{}: refused, the server's root directory is in the mount itself\n",
+                dev.major(),
+                dev.minor()
+            );
+        })?;
         Arc::pin_init(
             pin_init!(Self {
                 dev,
                 policy,
-                // This is called by the server, or for it by whoever mounts.
-                root: Root::current(),
+                root,
                 table <- XArray::new(AllocKind::Alloc),
                 adding <- new_mutex!((), "famfs::Mount::adding"),
                 pushed <- new_mutex!(false, "famfs::Mount::pushed"),

@@ -22,7 +22,8 @@ use kernel::{
 
 use super::{
     access::DaxAccess,
-    bindings, //
+    bindings,
+    fuse::DevT, //
 };
 
 /// Whether the current task has CAP_SYS_RAWIO.
@@ -63,7 +64,8 @@ impl Failure {
 pub(crate) trait Holder: Send + Sync {
     /// Memory of the device failed, or the device goes away.
     ///
-    /// May sleep. Called in a read-side section of `dax_srcu`: must not let go of the device.
+    /// May sleep. Called in a read-side section of `dax_srcu`: must not let go of the device. If it
+    /// goes away, nobody has its memory mapped when this returns, nor ever again.
     fn notify_failure(&self, failure: Failure) -> Result;
 
     /// Whether it was told that the device goes away. Must not sleep.
@@ -112,13 +114,20 @@ unsafe impl Send for Root {}
 unsafe impl Sync for Root {}
 
 impl Root {
-    /// That of the current task.
-    pub(crate) fn current() -> Self {
+    /// That of the current task, for the file system `dev` to keep. `EINVAL` if it is in that file
+    /// system, which would keep itself for ever.
+    pub(crate) fn current_for(dev: DevT) -> Result<Self> {
         let mut root = bindings::path::default();
         // SAFETY: `root` may be written.
         unsafe { bindings::famfs_current_root(&mut root) };
         // INVARIANT: `get_fs_root()` took a reference.
-        Self(root)
+        let root = Self(root);
+        // SAFETY: A path holds a mount, that its superblock, whose number never changes.
+        let holds = unsafe { (*(*root.0.mnt).mnt_sb).s_dev };
+        if dev.is(holds) {
+            return Err(EINVAL);
+        }
+        Ok(root)
     }
 }
 

@@ -47,6 +47,10 @@ use super::{
 pub(crate) struct DevT(bindings::dev_t);
 
 impl DevT {
+    pub(super) fn is(self, dev: bindings::dev_t) -> bool {
+        self.0 == dev
+    }
+
     pub(crate) fn major(self) -> u32 {
         self.0 >> bindings::RUST_CONST_HELPER_MINORBITS
     }
