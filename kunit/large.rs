@@ -13,7 +13,8 @@ use crate::{
         Conn,
         Dax,
         File,
-        Server, //
+        Server,
+        POISON, //
     },
     fmap::MAX_MESSAGE,
     message::{
@@ -24,6 +25,7 @@ use crate::{
     },
     mount::Mount,
     stats,
+    sys::errno::EHWPOISON, //
 };
 
 /// Extents in a message of 16 MiB: 32 bytes, and 24 for each.
@@ -109,7 +111,7 @@ fn is_resolved(shape: Shape, kind: &str, bytes: u64) -> Result<bool> {
     let large = Large { shape, n: OPENED };
     let dax = Dax::new(large.size())?;
     let server = Server::new(large.message()?);
-    let conn = Conn::new(3)?;
+    let conn = Conn::new(33)?;
     conn.push(&dax, 0)?;
     let file = File::opened(&conn)?;
     let asked = server.requests() == (2, 0);
@@ -153,6 +155,29 @@ mod tests {
         Ok(())
     }
 
+    /// A notice takes as long as the file has ranges, not as their square: that would be hours.
+    #[test]
+    fn a_failure_and_a_removal_under_it() -> Result {
+        let large = Large {
+            shape: Shape::Uniform,
+            n: OPENED,
+        };
+        let dax = Dax::new(large.size())?;
+        let server = Server::new(large.message()?);
+        let conn = Conn::new(33)?;
+        conn.push(&dax, 0)?;
+        let file = File::opened(&conn)?;
+        drop(server);
+        let (_, offset, _) = large.extent(1);
+        dax.fail(offset, 4096, POISON)?;
+        assert_eq!(file.begin(UNIT as i64), Err(EHWPOISON()));
+        assert_eq!(file.begin(0), Err(EIO));
+        dax.kill();
+        assert_eq!(file.begin(UNIT as i64), Err(ENXIO));
+        drop(file);
+        Ok(())
+    }
+
     #[test]
     fn one_extent_more_is_too_many() -> Result {
         let large = Large {
@@ -161,7 +186,7 @@ mod tests {
         };
         let dax = Dax::new(large.size())?;
         let server = Server::new(large.message()?);
-        let conn = Conn::new(3)?;
+        let conn = Conn::new(33)?;
         conn.push(&dax, 0)?;
         let file = File::new()?;
         assert_eq!(file.open(&conn), Err(EFBIG));

@@ -228,10 +228,23 @@ impl DaxState {
 
     /// Calls `f` with every range of a file that has memory in `range`. A file that is just getting
     /// its map is waited for: there is no request in between.
-    fn for_each_file(
+    fn for_each_range(
         &self,
         range: Range<u64>,
         mut f: impl FnMut(&Visit<'_, Famfs>, FileRef<'_, FileMap>),
+    ) {
+        self.for_each_range_until_done(range, |visit, file| {
+            f(visit, file);
+            None
+        });
+    }
+
+    /// The same, and calls `f` again with a range after as many milliseconds as it says. Who opens
+    /// the file, or evicts it, does not wait for that.
+    fn for_each_range_until_done(
+        &self,
+        range: Range<u64>,
+        mut f: impl FnMut(&Visit<'_, Famfs>, FileRef<'_, FileMap>) -> Option<u32>,
     ) {
         let mut cursor = Cursor::default();
         loop {
@@ -239,13 +252,14 @@ impl DaxState {
             let Some(visit) = self.rmap.next(range.clone(), &mut cursor) else {
                 break;
             };
-            match visit.file() {
+            let again = match visit.file() {
                 Some(file) => f(&visit, file),
-                None => {
-                    cursor = before;
-                    drop(visit);
-                    ms_sleep(1);
-                }
+                None => Some(1),
+            };
+            drop(visit);
+            if let Some(ms) = again {
+                cursor = before;
+                ms_sleep(ms);
             }
         }
     }
@@ -258,18 +272,23 @@ impl DaxState {
         );
         // First all files, so that their fast faults are waited for together, and none goes on
         // while another one's pages are waited for.
-        self.for_each_file(0..u64::MAX, |_, file| file.head.suspect());
-        self.for_each_file(0..u64::MAX, |visit, file| {
-            for range in file.head.ranges_on(file.words, self, visit.range()) {
-                visit.unmap(&range);
+        const ALL: Range<u64> = 0..u64::MAX;
+        self.for_each_range(ALL, |_, file| file.head.suspect());
+        // From here on all ranges of a file at once: to find one is to look at all of its map.
+        self.for_each_range(ALL, |visit, file| {
+            if visit.is_head() {
+                for range in file.head.ranges_on(file.words, self, ALL) {
+                    visit.unmap(&range);
+                }
             }
         });
-        let mut pins = Pins::default();
-        self.for_each_file(0..u64::MAX, |visit, file| {
-            file.head.suspect();
-            for range in file.head.ranges_on(file.words, self, visit.range()) {
-                visit.break_layout(&range, &mut pins);
+        let mut pins = Pins::new();
+        self.for_each_range_until_done(ALL, |visit, file| {
+            if !visit.is_head() {
+                return None;
             }
+            let ranges = file.head.ranges_on(file.words, self, ALL);
+            visit.break_layout(ranges, &mut pins)
         });
     }
 
@@ -285,11 +304,11 @@ impl DaxState {
             Policy::Range if !all => range.clone(),
             _ => 0..u64::MAX,
         };
-        // First all files, so that their fast faults are waited for together.
-        self.for_each_file(affected.clone(), |_, file| file.head.suspect());
+        // First all files, so that their fast faults are waited for together. Whoever enters the
+        // reverse map later knows.
+        self.for_each_range(affected, |_, file| file.head.suspect());
         let mut result = Ok(());
-        self.for_each_file(affected, |visit, file| {
-            file.head.suspect();
+        self.for_each_range(range.clone(), |visit, file| {
             let at = visit.range();
             let hit = at.start.max(range.start)..at.end.min(range.end);
             for hit in file.head.ranges_on(file.words, self, hit) {

@@ -107,6 +107,11 @@ static unsigned int kill_users(struct mm_struct *mm)
 	return killed;
 }
 
+bool famfs_inode_is_freeing(struct inode *inode)
+{
+	return inode_state_read_once(inode) & I_FREEING;
+}
+
 /*
  * Kill each process that maps a page of the range. Returns how many. There may
  * be very many mappings: the RCU sections are short, and other tasks get to run.

@@ -11,6 +11,7 @@
 struct address_space;
 struct cred;
 struct folio;
+struct inode;
 struct path;
 struct vm_area_struct;
 struct vm_fault;
@@ -38,6 +39,7 @@ struct famfs_rmap_node *famfs_rmap_next(struct famfs_rmap_node *node, u64 start,
 
 const struct cred *famfs_current_cred(void);
 void famfs_current_root(struct path *root);
+bool famfs_inode_is_freeing(struct inode *inode);
 unsigned int famfs_kill_mappers(struct address_space *mapping,
 				unsigned long first, unsigned long last);
 bool famfs_mark_good(unsigned long pfn, bool failed);

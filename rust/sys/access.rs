@@ -111,7 +111,7 @@ impl<T: Holder> HeldDaxDevice<T> {
     }
 }
 
-/// The most that is copied in one step, in bytes; between two of them a signal may end the copy.
+/// The most that is copied in one step, in bytes; between two of them the device may go.
 const STEP: u64 = 128 << 20;
 
 /// Contiguous pages of a device.

@@ -302,35 +302,56 @@ impl<P: FmapProvider> Visit<'_, P> {
         !unsafe { bindings::dax_layout_busy_page_range(self.mapping(), first, last) }.is_null()
     }
 
-    /// Takes the pages in `range`, in bytes of the file and not empty, out of every address space,
-    /// and away from fs/dax.c. Waits for pages that are pinned, however long that takes: their
-    /// memory must not go. When `pins` has lost its patience, whoever maps them is killed.
+    /// Takes the pages in `ranges`, in bytes of the file and none of them empty, out of every
+    /// address space, and away from fs/dax.c; for all that a file has on a device, in one call.
     ///
-    /// Faults in the range must fail by now. If they don't, fs/dax.c warns, and the memory stays in
-    /// use.
-    pub(crate) fn break_layout(&self, range: &Range<u64>, pins: &mut Pins) {
-        let (first, last) = bounds(range);
-        // Patience is lost once for all ranges; who can't be killed here is no reason to spare
-        // who pins the next one.
-        let mut patience = Pins::PATIENCE;
-        let mut wait = || {
-            pins.wait();
-            if pins.waited >= patience {
-                self.kill_mappers(range, pins.waited);
-                patience = pins.waited.saturating_mul(2);
-            }
-        };
+    /// Not yet, while pages are pinned: their memory must not go. It is to be called again, with
+    /// no visit in between, after as many milliseconds as it returns. When `pins` has lost its
+    /// patience, whoever maps such pages is killed.
+    ///
+    /// Faults in the ranges must fail by now. If they don't, fs/dax.c warns, and the memory stays
+    /// in use.
+    pub(crate) fn break_layout(
+        &self,
+        ranges: impl Iterator<Item = Range<u64>>,
+        pins: &mut Pins,
+    ) -> Option<u32> {
         self.end_fast_faults();
-        // A fault that began before may still insert its page, with the entry locked: this walk
-        // waits for such locks. Only then is it true that no page gets mapped any more, which is
-        // what the second loop relies on.
-        while self.find_busy(range) {
-            wait();
+        let kill = pins.waited >= pins.patience;
+        let mut busy = false;
+        for range in ranges {
+            if !self.try_break_layout(&range) {
+                busy = true;
+                if kill {
+                    self.kill_mappers(&range, pins.waited);
+                }
+            }
         }
+        if kill && busy {
+            pins.patience = pins.waited.saturating_mul(2);
+        }
+        // Who evicts the inode may have found a pinned page before, and looks at it once more
+        // before it gives up its place in the reverse map.
+        // SAFETY: The inode is valid.
+        busy |= unsafe { bindings::famfs_inode_is_freeing(self.inode().as_ptr()) };
+        if busy {
+            return Some(pins.pause());
+        }
+        // Patience is lost once for all files; who can't be killed here is no reason to spare who
+        // pins the next one.
+        pins.patience = Pins::PATIENCE;
+        None
+    }
+
+    /// Whether that was done, and no page was in use.
+    fn try_break_layout(&self, range: &Range<u64>) -> bool {
+        let (first, last) = bounds(range);
+        // A fault that began before may still insert its page, with the entry locked: the walk of
+        // `find_busy` waits for such locks. Only then is it true that no page gets mapped any more,
+        // which is what the next step relies on.
         // SAFETY: The inode is valid; without a callback this doesn't wait.
-        while unsafe { bindings::dax_break_layout(self.inode().as_ptr(), first, last, None) } != 0 {
-            wait();
-        }
+        !self.find_busy(range)
+            && unsafe { bindings::dax_break_layout(self.inode().as_ptr(), first, last, None) } == 0
     }
 
     /// Kills the processes that have a byte of `range` mapped: most pins end with who made them.
@@ -357,22 +378,28 @@ fn bounds(range: &Range<u64>) -> (i64, i64) {
     (range.start as i64, range.end.saturating_sub(1) as i64)
 }
 
-/// Waiting for pages that somebody pinned, by O_DIRECT, io_uring or a pipe.
-#[derive(Default)]
+/// Waiting for pages that somebody pinned, by O_DIRECT, io_uring or a pipe. In milliseconds.
 pub(crate) struct Pins {
-    /// Milliseconds waited.
     waited: u32,
+    /// When somebody is killed next.
+    patience: u32,
 }
 
 impl Pins {
-    /// Milliseconds.
     const PATIENCE: u32 = 10_000;
 
-    /// Waits a little.
-    fn wait(&mut self) {
+    pub(crate) fn new() -> Self {
+        Self {
+            waited: 0,
+            patience: Self::PATIENCE,
+        }
+    }
+
+    /// How long to wait next.
+    fn pause(&mut self) -> u32 {
         let pause = self.waited.clamp(1, 100);
-        ms_sleep(pause);
         self.waited = self.waited.saturating_add(pause);
+        pause
     }
 }
 

@@ -4,9 +4,11 @@
 //! and the provider hooks of fs/fuse.
 //!
 //! All `unsafe` of the module is here, and only here are bindings used. What is offered to the
-//! rest is safe whatever the rest does: pointers that C keeps are taken back by the callback that
-//! C promises to call last, and every pair of calls (get and put, lock and unlock, add and delete)
-//! is a type with `Drop`.
+//! rest is safe whatever the rest does, but for what two traits ask of who implements them, once
+//! each: [`inode::FileHead`], that the number of words never changes; [`dax::Holder`], that nobody
+//! faults on a device, fast or not, when it has returned from the notice that the device goes.
+//! Pointers that C keeps are taken back by the callback that C promises to call last, and every
+//! pair of calls (get and put, lock and unlock, add and delete) is a type with `Drop`.
 
 mod access;
 pub(crate) mod atomic;

@@ -176,6 +176,12 @@ impl<P: FmapProvider> Visit<'_, P> {
         }
     }
 
+    /// Whether this is the first range of its file on the device. There is one for each file.
+    pub(crate) fn is_head(&self) -> bool {
+        // SAFETY: As in `range`.
+        unsafe { (*self.node.as_ptr()).head }
+    }
+
     /// The map of the file; none while it is being opened for the first time.
     pub(crate) fn file(&self) -> Option<FileRef<'_, P::File>> {
         // SAFETY: By the type invariant and those of `Tree` inode and map are valid.

@@ -90,7 +90,9 @@ fn cycle(mounted: &Mounted, number: u32) -> Result<()> {
 /// Free pages that each CPU keeps for itself, a thousand more or less: /proc/meminfo takes them for used ones.
 fn pages_on_lists() -> Result<u64> {
     let zones = fs::read_to_string("/proc/zoneinfo")?;
-    let counts = zones.lines().filter_map(|line| line.trim_start().strip_prefix("count:"));
+    let counts = zones
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("count:"));
     counts.map(|count| Ok(count.trim().parse::<u64>()?)).sum()
 }
 
