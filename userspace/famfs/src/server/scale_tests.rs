@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A file system with 10,000 files, all of user space's part of it: everything but the kernel.
+//! Figures for a file system with 10,000 files, all of user space's part of it: everything but the kernel.
 
 use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
-use famfs_fuse::abi::ReadIn;
 use famfs_fuse::{map_file, Opcode};
-use famfs_media::{
-    path_bytes, Body, FileEntry, MkdirEntry, RawMap, Replay, LOG_LEN_MIN, SUPERBLOCK_LEN,
-};
-use zerocopy::IntoBytes;
+use famfs_media::{path_bytes, Body, FileEntry, RawMap, Replay, LOG_LEN_MIN, SUPERBLOCK_LEN};
 
 use super::kept::LogCopy;
 use super::logplay::Reader;
-use super::namespace::{Namespace, FIRST_ENTRY};
+use super::namespace::Namespace;
 use super::tests::{list, Kernel};
 use crate::{log, mkfs};
 
@@ -104,52 +100,4 @@ fn ten_thousand_files() {
         bytes / FILES
     );
     assert_eq!(listed.len() as u64, FILES + 3);
-}
-
-/// Else a directory takes time by the square of what is in it to list, and nobody else is answered meanwhile.
-#[test]
-fn a_large_directory_goes_on_as_fast_as_a_small_one() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let kernel = |dirs: u64| {
-        let name = |what| format!("{what}-{dirs}");
-        let (sb, log) = (
-            region(&dir, &name("superblock"), SUPERBLOCK_LEN),
-            region(&dir, &name("log"), LOG_LEN_MIN),
-        );
-        let superblock = mkfs::tests::make(&sb, &log, DEVICE);
-        let mkdir = |number: u64| {
-            Body::Mkdir(MkdirEntry {
-                uid: 0,
-                gid: 0,
-                mode: 0o755,
-                path: path_bytes(format!("dir-{number}").as_bytes()),
-            })
-        };
-        let header = log::header(&log, &superblock).unwrap();
-        log::append(&log, &header, (0..dirs).map(mkdir).collect()).unwrap();
-        let mut reader = Reader::new(LogCopy::new(&superblock).unwrap());
-        reader.look(&superblock, &log).unwrap();
-        let mut namespace = Namespace::meta_only(superblock.log_len);
-        namespace.set_replay(reader.copy.replay(&superblock, DEVICE).unwrap());
-        Kernel::with(1, None, namespace)
-    };
-    // The shortest of many: whatever else the machine does is in the others.
-    let last_entry = |dirs: u64| {
-        let kernel = kernel(dirs);
-        let request = ReadIn {
-            offset: FIRST_ENTRY + dirs - 2 + 2,
-            size: 4096,
-            ..ReadIn::default()
-        };
-        let once = || {
-            let start = Instant::now();
-            let reply = kernel.call(Opcode::ReadDir, 1, 0, request.as_bytes());
-            let took = start.elapsed();
-            assert_eq!(reply.unwrap().len(), 24 + 8);
-            took
-        };
-        (0..100).map(|_| once()).min().unwrap()
-    };
-    let (small, large) = (last_entry(10), last_entry(FILES));
-    assert!(large < 20 * small, "{large:?} against {small:?}");
 }
