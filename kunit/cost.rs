@@ -105,7 +105,7 @@ impl Row {
         } = self;
         let size = self.size;
         let mut dax = KVec::new();
-        let conn = Conn::new(4)?;
+        let conn = Conn::new(34)?;
         for index in 0..daxdevs {
             let new = Dax::new(size)?;
             conn.push(&new, index.into())?;

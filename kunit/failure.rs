@@ -64,7 +64,7 @@ impl Setup {
         let dax = [Dax::new(DAX_BYTES)?, Dax::new(DAX_BYTES)?];
         let extents = [(0, 4 * MIB, 2 * MIB), (1, 0, 2 * MIB)];
         let mut server = Server::new(simple(3 * MIB, &extents)?);
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         for (dax, index) in dax.iter().zip(0..) {
             conn.daxdev_open(dax.fd()?.number(), policy, index)?;
         }
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn to_forget_is_not_to_push() -> Result {
         let dax = Dax::new(DAX_BYTES)?;
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         let forget = || conn.daxdev_open(dax.fd()?.number(), DAXDEV_FORGET, 0);
         assert_eq!(forget(), Err(ENOENT));
         assert!(!conn.mount().is_pushed());

@@ -55,7 +55,7 @@ impl Setup {
     fn new() -> Result<Self> {
         let dax = [Dax::new(DAX_BYTES)?, Dax::new(DAX_BYTES)?];
         let server = Server::new(simple(2 * MIB, &[(0, 4 * MIB, 2 * MIB)])?);
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         conn.push(&dax[0], 0)?;
         conn.push(&dax[1], 1)?;
         Ok(Self { conn, server, dax })

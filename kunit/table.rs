@@ -37,7 +37,7 @@ struct Bench {
 
 fn bench() -> Result<Arc<Bench>> {
     let bench = Bench {
-        conn: Conn::new(1)?,
+        conn: Conn::new(31)?,
         dax: Dax::new(DAX_BYTES)?,
     };
     Ok(Arc::new(bench, GFP_KERNEL)?)
@@ -47,7 +47,7 @@ fn bench() -> Result<Arc<Bench>> {
 fn open_with(reply: KVVec<u8>) -> Result<Option<Error>> {
     let mut server = Server::new(simple(MIB, &[(5, 0, 2 * MIB)])?);
     server.set_daxdev(reply);
-    let conn = Conn::new(2)?;
+    let conn = Conn::new(32)?;
     Ok(File::new()?.open(&conn).err())
 }
 
@@ -58,7 +58,7 @@ mod tests {
     #[test]
     fn indices_may_be_sparse() -> Result {
         let dax = [Dax::new(MIB)?, Dax::new(MIB)?, Dax::new(MIB)?];
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         let indices = [65535, 7, 0];
         for (dax, index) in dax.iter().zip(indices) {
             conn.push(dax, index)?;
@@ -89,7 +89,7 @@ mod tests {
         let devdax = Dax::devdax(MIB)?;
         let gone = Dax::new(MIB)?;
         gone.kill();
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         let fd = dax.fd()?;
         assert_eq!(conn.daxdev_open(fd.number(), 3, 0), Err(EINVAL));
         assert_eq!(conn.daxdev_open(fd.number(), 0, 65536), Err(EINVAL));
@@ -111,9 +111,9 @@ mod tests {
     #[test]
     fn a_device_has_one_holder() -> Result {
         let dax = Dax::new(MIB)?;
-        let other = Conn::new(2)?;
+        let other = Conn::new(32)?;
         {
-            let conn = Conn::new(1)?;
+            let conn = Conn::new(31)?;
             conn.push(&dax, 0)?;
             assert_eq!(conn.push(&dax, 1), Err(EBUSY));
             assert_eq!(other.push(&dax, 0), Err(EBUSY));
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn the_first_device_of_an_index_stays() -> Result {
         let (first, second) = (Dax::new(MIB)?, Dax::new(MIB)?);
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         conn.push(&first, 3)?;
         let daxdev = conn.mount().get(3).ok_or(ENOENT)?;
         assert_eq!(conn.push(&first, 3), Ok(()));
@@ -181,7 +181,7 @@ mod tests {
     fn a_failure_does_not_wait_for_a_mount() -> Result {
         let bench = bench()?;
         bench.conn.push(&bench.dax, 0)?;
-        let second = Conn::new(2)?;
+        let second = Conn::new(32)?;
         let jobs = Jobs::new()?;
         // The driver core unbinds with this lock held.
         let lock = bench.dax.lock();
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn the_server_is_asked_for_a_device_that_is_not_there() -> Result {
         let server = Server::new(simple(MIB, &[(5, 0, 2 * MIB)])?);
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         let file = File::new()?;
         assert_eq!(file.open(&conn), Err(EINVAL));
         assert_eq!(server.requests(), (1, 1));
@@ -228,7 +228,7 @@ mod tests {
     fn a_server_that_pushes_is_not_asked() -> Result {
         let server = Server::new(simple(MIB, &[(5, 0, 2 * MIB)])?);
         let dax = Dax::new(DAX_BYTES)?;
-        let conn = Conn::new(1)?;
+        let conn = Conn::new(31)?;
         conn.push(&dax, 4)?;
         let file = File::new()?;
         assert_eq!(file.open(&conn), Err(ENODEV));

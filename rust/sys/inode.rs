@@ -318,28 +318,38 @@ impl<P: FmapProvider> Visit<'_, P> {
     ) -> Option<u32> {
         self.end_fast_faults();
         let kill = pins.waited >= pins.patience;
-        let mut busy = false;
+        let (mut busy, mut killed) = (false, 0u32);
         for range in ranges {
             if !self.try_break_layout(&range) {
                 busy = true;
                 if kill {
-                    self.kill_mappers(&range, pins.waited);
+                    killed = killed.saturating_add(self.kill_mappers(&range));
                 }
             }
         }
-        if kill && busy {
-            pins.patience = pins.waited.saturating_mul(2);
-        }
-        // Who evicts the inode may have found a pinned page before, and looks at it once more
-        // before it gives up its place in the reverse map.
         // SAFETY: The inode is valid.
-        busy |= unsafe { bindings::famfs_inode_is_freeing(self.inode().as_ptr()) };
+        let ino = unsafe { (*self.inode().as_ptr()).i_ino };
         if busy {
+            if kill {
+                let seconds = pins.waited / 1000;
+                pr_warn!("inode {ino}: pages are pinned for {seconds} s, so their device can't go; processes killed: {killed}\n");
+                pins.patience = pins.waited.saturating_mul(2);
+            }
             return Some(pins.pause());
         }
         // Patience is lost once for all files; who can't be killed here is no reason to spare who
         // pins the next one.
         pins.patience = Pins::PATIENCE;
+        // Who evicts the inode may have found a pinned page before, here or on another device, and
+        // looks at it once more before he gives up the inode's place in the reverse map.
+        // SAFETY: The inode is valid.
+        if unsafe { bindings::famfs_inode_is_freeing(self.inode().as_ptr()) } {
+            pins.evicting = pins.evicting.saturating_add(Pins::EVICTION_PAUSE);
+            if pins.evicting == Pins::PATIENCE {
+                pr_warn!("inode {ino}: it is being evicted, which may wait for a pinned page; till then its devices can't go\n");
+            }
+            return Some(Pins::EVICTION_PAUSE);
+        }
         None
     }
 
@@ -354,22 +364,14 @@ impl<P: FmapProvider> Visit<'_, P> {
             && unsafe { bindings::dax_break_layout(self.inode().as_ptr(), first, last, None) } == 0
     }
 
-    /// Kills the processes that have a byte of `range` mapped: most pins end with who made them.
-    fn kill_mappers(&self, range: &Range<u64>, waited: u32) {
+    /// Kills the processes that have a byte of `range` mapped, and says how many: most pins end
+    /// with who made them.
+    fn kill_mappers(&self, range: &Range<u64>) -> u32 {
         let (first, last) = bounds(range);
+        let first = (first >> PAGE_SHIFT) as usize;
+        let last = (last >> PAGE_SHIFT) as usize;
         // SAFETY: The inode and its mapping are valid.
-        let (killed, ino) = unsafe {
-            let first = (first >> PAGE_SHIFT) as usize;
-            let last = (last >> PAGE_SHIFT) as usize;
-            (
-                bindings::famfs_kill_mappers(self.mapping(), first, last),
-                (*self.inode().as_ptr()).i_ino,
-            )
-        };
-        pr_warn!(
-            "inode {ino}: pages are pinned for {} s, so their device can't go; processes killed: {killed}\n",
-            waited / 1000
-        );
+        unsafe { bindings::famfs_kill_mappers(self.mapping(), first, last) }
     }
 }
 
@@ -383,15 +385,20 @@ pub(crate) struct Pins {
     waited: u32,
     /// When somebody is killed next.
     patience: u32,
+    /// Waited for who evicts inodes.
+    evicting: u32,
 }
 
 impl Pins {
     const PATIENCE: u32 = 10_000;
+    /// Divides it.
+    const EVICTION_PAUSE: u32 = 100;
 
     pub(crate) fn new() -> Self {
         Self {
             waited: 0,
             patience: Self::PATIENCE,
+            evicting: 0,
         }
     }
 
