@@ -53,7 +53,7 @@ tree() {
 STOCK=$(tree <"$FRAGMENT")
 PATCHED=$({
 	cat "${FRAGMENTS[@]}"
-	sed -sn '/^diff /,$p' "${PATCHES[@]}" </dev/null
+	sed -sn '/^diff \|^--- ./,$p' "${PATCHES[@]}" </dev/null
 } | tree)
 
 # --- the source --------------------------------------------------------------

@@ -232,6 +232,8 @@ changes_rebuild() {
 	other=$(kernel paths | grep KDIR)
 	[ "$kdir" != "$other" ] || { echo "a patch leaves KDIR as it was" && return 1; }
 	kernel build && is "$(builds)" 2 || return 1
+	sed -i '1i Subject: [PATCH] toy: say why\n---' "$REPO/patches/linux-$SERIES/0001-toy.patch"
+	is "$(kernel paths | grep KDIR)" "$other" || return 1
 	echo more >"$SRC/fs/fuse/inode.c"
 	is "$(kernel paths | grep KDIR)" "$other" && kernel build && is "$(builds)" 4
 }
