@@ -305,9 +305,10 @@ impl<P: FmapProvider> Visit<'_, P> {
     /// Takes the pages in `ranges`, in bytes of the file and none of them empty, out of every
     /// address space, and away from fs/dax.c; for all that a file has on a device, in one call.
     ///
-    /// Not yet, while pages are pinned: their memory must not go. It is to be called again, with
-    /// no visit in between, after as many milliseconds as it returns. When `pins` has lost its
-    /// patience, whoever maps such pages is killed.
+    /// Not yet, while pages are pinned: their memory must not go. Then, and while the inode is being
+    /// evicted, it returns after how many milliseconds to call it again, by another visit: this one
+    /// must end, since others wait for it. When `pins` has lost its patience, whoever maps such
+    /// pages is killed.
     ///
     /// Faults in the ranges must fail by now. If they don't, fs/dax.c warns, and the memory stays
     /// in use.

@@ -270,6 +270,7 @@ mod tests {
         );
         assert!(error(12, 32 << 20).contains("but has 67108864 bytes, the log says 33554432"));
     }
+
     /// The superblock and the log that name it can be forged by another host.
     #[test]
     fn the_first_device_of_a_file_system_is_no_further_one() {
