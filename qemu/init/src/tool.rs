@@ -4,6 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{ensure, Context, Result};
@@ -167,17 +168,31 @@ pub fn signal_server(pid: Pid, signal: Signal, states: &str) -> Result<()> {
 
 /// The state of a process as /proc shows it; X if it is gone.
 pub fn state_of(pid: Pid) -> char {
-    let stat =
-        fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_else(|_| "x) X".to_owned());
+    state_in(Path::new(&format!("/proc/{pid}")))
+}
+
+fn state_in(task: &Path) -> char {
+    let stat = fs::read_to_string(task.join("stat")).unwrap_or_else(|_| "x) X".to_owned());
     stat.rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next())
         .unwrap_or('X')
 }
 
-/// Waits until a process is in one of the `states`.
+/// Whether all threads of a process are in one of the `states`: the first may be dead or stopped while others still
+/// have the connection.
+fn has_come_to(pid: Pid, states: &str) -> bool {
+    match fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(mut tasks) => {
+            tasks.all(|task| task.is_ok_and(|task| states.contains(state_in(&task.path()))))
+        }
+        Err(_) => states.contains('X'),
+    }
+}
+
+/// Waits until a process is in one of the `states`, with all of its threads.
 pub fn wait_for_state(pid: Pid, states: &str) -> Result<()> {
     for _ in 0..500 {
-        if states.contains(state_of(pid)) {
+        if has_come_to(pid, states) {
             return Ok(());
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
