@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 /// A kernel that says one of these has a defect, whatever the tests say, or it has stopped looking for some.
-const DEFECTS: [&str; 17] = [
+const DEFECTS: [&str; 19] = [
     // Most begin with one of these: KASAN, lockdep, sleeping in atomic context, soft lockups.
     "BUG:",
     "WARNING:",
@@ -26,6 +26,9 @@ const DEFECTS: [&str; 17] = [
     "unreferenced object",
     "suspected memory leaks",
     "leak detector disabled",
+    // Names that two things want: sysfs's and debugfs's words.
+    "duplicate filename",
+    "already exists in",
 ];
 
 /// The log of one run, looked through as it grows.
@@ -100,6 +103,8 @@ mod tests {
             "unreferenced object 0xffff888005a0b000 (size 64):",
             "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
             "kmemleak: Kernel memory leak detector disabled",
+            "sysfs: cannot create duplicate filename '/module/famfs'",
+            "debugfs: 'famfs' already exists in 'fuse'",
         ];
         for report in reports {
             let log = format!("[    1.000000] famfs: loaded\n[    2.000000] {report}\n");
