@@ -101,7 +101,8 @@ fn run_logged(
     })
 }
 
-fn judge(result: &TestResult, defects: Vec<String>, on_event: &mut impl FnMut(&Event)) {
+/// Hands on the result of a test during which the kernel reported these.
+pub fn judge(result: &TestResult, defects: Vec<String>, on_event: &mut impl FnMut(&Event)) {
     let mut result = result.clone();
     if !defects.is_empty() {
         result.outcome = Outcome::Failed;

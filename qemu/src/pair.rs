@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::console::Console;
-use crate::guest::{Ending, Limits, Reaper};
+use crate::guest::{judge, Ending, Limits, Reaper};
 use crate::ktap::{self, Event};
 use crate::qemu::Machine;
 use crate::snapshots::Snapshots;
@@ -79,11 +79,20 @@ pub fn run(
     let mut sides = [Some(start(0, machines[0], &sender)?), None];
     let mut outcomes = [Outcome::default(), Outcome::default()];
     let boot = |index: usize| start(index, machines[index], &sender);
-    let mut faults = follow(&mut sides, &mut outcomes, &lines, limits, snapshots, boot)?;
+    let mut consoles = machines.map(|machine| Console::new(machine.console.clone()));
+    let mut faults = follow(
+        &mut sides,
+        &mut outcomes,
+        &mut consoles,
+        &lines,
+        limits,
+        snapshots,
+        boot,
+    )?;
     drop(sides);
-    let mut endings = machines.map(|machine| Ending {
-        faults: Console::new(machine.console.clone()).last_defects(),
-        console: machine.console.clone(),
+    let mut endings = consoles.map(|mut console| Ending {
+        faults: console.last_defects(),
+        console: console.path,
     });
     for (index, outcome) in outcomes.iter_mut().enumerate() {
         if outcome.killed {
@@ -119,6 +128,7 @@ fn start(index: usize, machine: &Machine, sender: &Sender<Line>) -> Result<Side>
 fn follow(
     sides: &mut [Option<Side>; 2],
     outcomes: &mut [Outcome; 2],
+    consoles: &mut [Console; 2],
     lines: &Receiver<Line>,
     limits: Limits,
     snapshots: &mut Snapshots,
@@ -171,6 +181,11 @@ fn follow(
                 if let Some(side) = &mut sides[peer] {
                     let _ = side.reaper.0.kill();
                 }
+            }
+            Event::Result(result) if result.depth == 0 => {
+                judge(&result, consoles[index].new_defects(), &mut |event| {
+                    outcomes[index].events.push(event.clone());
+                });
             }
             event => {
                 if let (Event::Step(text), Some(side)) = (&event, &mut sides[index]) {
