@@ -187,6 +187,7 @@ impl Job {
             "famfs.mode=test".to_owned(),
             format!("famfs.name={}", self.name),
             format!("famfs.scenarios={}", self.scenarios),
+            format!("famfs.debug={}", u8::from(order.debug)),
             format!("famfs.only={}", order.only),
             format!("famfs.seed={}", order.seed),
         ]
@@ -259,6 +260,7 @@ pub fn soak(booter: &Booter, time: Duration, seed: u64, debug: bool) -> Result<(
         "famfs.mode=test".to_owned(),
         "famfs.name=soak".to_owned(),
         "famfs.scenarios=soak".to_owned(),
+        format!("famfs.debug={}", u8::from(debug)),
         format!("famfs.seed={seed}"),
         format!("famfs.soak={}", time.as_secs()),
     ];

@@ -37,6 +37,8 @@ pub struct Plan {
     pub scenarios: Vec<String>,
     /// Only tests whose full name contains this.
     pub only: String,
+    /// The kernel must have the debug tier's checkers.
+    pub debug: bool,
     /// Where random input starts from.
     pub seed: u64,
     /// How long the soak takes.
@@ -87,6 +89,7 @@ impl Plan {
                 .map(str::to_owned)
                 .collect(),
             only: value("famfs.only").unwrap_or("").to_owned(),
+            debug: value("famfs.debug") == Some("1"),
             seed: value("famfs.seed")
                 .unwrap_or("1")
                 .parse()
@@ -111,10 +114,11 @@ mod tests {
     #[test]
     fn reads_a_plan() {
         let plan = Plan::parse(
-            "console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.only=x famfs.rows=a,+b_c:+d;e\n",
+            "console=ttyS0 famfs.mode=test famfs.memory=pmem2 famfs.scenarios=a,b famfs.debug=1 famfs.only=x famfs.rows=a,+b_c:+d;e\n",
         )
         .unwrap();
         assert_eq!((plan.mode, plan.memory), (Mode::Test, Memory::Pmem(2)));
+        assert!(plan.debug);
         assert_eq!(
             (plan.scenarios, plan.only),
             (vec!["a".into(), "b".into()], "x".into())

@@ -2,10 +2,11 @@
 //! Carries the plan out: sets the memory up, then runs the tests, the demo or the shell.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{anyhow, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 
 use crate::channel::Channel;
 use crate::cmdline::{Memory, Mode, Plan};
@@ -64,6 +65,9 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
 }
 
 fn run_tests(channel: &mut Channel, plan: &Plan, guest: &Guest) -> Result<()> {
+    if plan.debug {
+        expect_checkers()?;
+    }
     let tests = scenarios::select(plan)?;
     let search = kmemleak::is_there() && !tests.is_empty();
     channel.line("KTAP version 1");
@@ -82,6 +86,25 @@ fn run_tests(channel: &mut Channel, plan: &Plan, guest: &Guest) -> Result<()> {
         channel.step(&name);
         let result = kmemleak::expect_nothing_lost();
         report(channel, tests.len() + 1, &name, result);
+    }
+    Ok(())
+}
+
+/// Without them the debug tier would pass for having looked for nothing.
+fn expect_checkers() -> Result<()> {
+    let symbols = std::fs::read_to_string("/proc/kallsyms").context("/proc/kallsyms")?;
+    let has = |symbol: &str| symbols.lines().any(|line| line.ends_with(symbol));
+    for (checker, is_there) in [
+        ("kmemleak", kmemleak::is_there()),
+        ("fault injection", scenarios::injects_faults()),
+        ("lockdep", Path::new("/proc/lockdep").exists()),
+        ("KASAN", has(" kasan_report")),
+        ("UBSAN", has(" __ubsan_handle_out_of_bounds")),
+    ] {
+        ensure!(
+            is_there,
+            "the kernel has no {checker}: the debug tier needs one made with VARIANT=debug"
+        );
     }
     Ok(())
 }

@@ -45,6 +45,7 @@ mod tool;
 mod two_hosts;
 mod wrong_use;
 
+pub use failslab::is_there as injects_faults;
 pub use protocol::is_offered;
 
 pub type Test = fn(&Guest, &mut Channel) -> Result<()>;
