@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The whole life of a mount over and over, each ended by the death of its server: kernel memory goes back to where it
-//! was.
+//! The whole life of a mount over and over, each ended by the death of its server; the module alone over and over:
+//! kernel memory goes back to where it was.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -19,10 +19,15 @@ use crate::sys::{Kind, Mapping};
 use crate::tool::{famfs, server, signal_server};
 use crate::{kmemleak, module};
 
-pub const TESTS: &[(&str, Test)] = &[("kernel_memory_stays", kernel_memory_stays)];
+pub const TESTS: &[(&str, Test)] = &[
+    ("kernel_memory_stays", kernel_memory_stays),
+    ("nothing_stays_of_the_module", nothing_stays_of_the_module),
+];
 
 /// The full number is for the debug tier, which has the time.
 const CYCLES: (u32, u32) = (1000, 60);
+/// So many that one object each time is more than what comes and goes.
+const RELOADS: u32 = 240;
 const WARM_UP: u32 = 20;
 /// One of so many cycles loads the module anew.
 const RELOAD: u32 = 10;
@@ -46,15 +51,25 @@ fn kernel_memory_stays(guest: &Guest, channel: &mut Channel) -> Result<()> {
     let mounted = Mounted::new(guest, 1)?;
     famfs(&["cp", &source("file", SIZE as u64)?, &at("file")])?;
     umount()?;
+    repeat(channel, cycles, |number| cycle(&mounted, number))
+}
+
+/// A module that serves nobody.
+fn nothing_stays_of_the_module(_guest: &Guest, channel: &mut Channel) -> Result<()> {
+    repeat(channel, RELOADS, |_| module::reload_famfs(c""))
+}
+
+/// Does it so many times; kernel memory is then as after the warm-up.
+fn repeat(channel: &mut Channel, cycles: u32, cycle: impl Fn(u32) -> Result<()>) -> Result<()> {
     for number in 0..WARM_UP {
-        cycle(&mounted, number).with_context(|| format!("warm-up {number}"))?;
+        cycle(number).with_context(|| format!("warm-up {number}"))?;
     }
     let (before, started) = (KernelMemory::now()?, Instant::now());
     for number in 0..cycles {
         if number % 50 == 0 {
             channel.step(&format!("cycle {number}"));
         }
-        cycle(&mounted, number).with_context(|| format!("cycle {number}"))?;
+        cycle(number).with_context(|| format!("cycle {number}"))?;
     }
     let took = started.elapsed();
     channel.say(&format!("{cycles} cycles in {took:?}"));
@@ -64,7 +79,7 @@ fn kernel_memory_stays(guest: &Guest, channel: &mut Channel) -> Result<()> {
         if after.expect_no_more_than(&before, slack).is_ok() {
             break;
         }
-        (0..RELOAD).try_for_each(|number| cycle(&mounted, number))?;
+        (0..RELOAD).try_for_each(&cycle)?;
         after = after.least(KernelMemory::now()?);
     }
     after.expect_no_more_than(&before, slack)
