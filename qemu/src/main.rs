@@ -114,7 +114,7 @@ enum Verb {
     },
     /// Let everything that can happen to a mount happen to it, in random order
     Soak {
-        #[arg(long, env = "MINUTES", default_value_t = 20)]
+        #[arg(long, env = "MINUTES", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1440))]
         minutes: u64,
         /// What the order is made from (default: another one each time)
         #[arg(long, env = "SEED")]

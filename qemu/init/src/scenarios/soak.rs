@@ -3,7 +3,7 @@
 //! round is the life of one mount and starts from a seed of its own, one more than the round before it had: to repeat
 //! the round with seed N first, start with N.
 
-use std::fs;
+use std::fs::{self, File};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use rustix::mount::{unmount, UnmountFlags};
 use rustix::process::Signal;
 
 use super::fixture::ensure_eq;
+use super::poison::read_errno;
 use super::soak_client::{
     expected, path, share, Client, Counts, Round, Written, CLIENTS, FILES, SIZE,
 };
@@ -25,11 +26,13 @@ use crate::module;
 use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::sys::Kind;
-use crate::tool::{famfs, server, signal_server, Connection};
+use crate::tool::{famfs, getmap, server, signal_server, Connection};
 
 pub const TESTS: &[(&str, Test)] = &[("random_order", random_order)];
 
 const EVENTS_PER_ROUND: u64 = 6;
+/// With so many rounds, everything has happened.
+const ROUNDS_WITH_ALL: u64 = 40;
 
 /// What happens to a mount while the clients use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,20 +70,41 @@ impl Event {
 fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
     let mounted = Mounted::new(guest, 2)?;
     let from = source("soak", SIZE)?;
+    let mut daxdevs = Vec::new();
     for file in 0..FILES {
         let strips = if file % 2 == 0 { "1" } else { "2" };
         famfs(&["cp", "--nstrips", strips, &from, &path(file)])?;
+        let extents = getmap(&path(file))?.into_iter();
+        daxdevs.push(extents.map(|(daxdev, ..)| daxdev as usize).collect());
     }
     umount()?;
     let mut written = vec![Written::new(); CLIENTS as usize];
     let (started, counts, mut seed) = (Instant::now(), Counts::default(), guest.seed);
+    let mut policy = None;
     while started.elapsed() < guest.soak {
         let mut rng = Rng(seed);
+        let range = rng.once_in(2);
+        // The policy is the module's parameter.
+        if rng.once_in(3) || policy != Some(range) {
+            let parameter = [c"failure_range=0", c"failure_range=1"][usize::from(range)];
+            module::reload_famfs(parameter)?;
+            policy = Some(range);
+        }
+        let round = Round::new(range, &daxdevs);
         let count = 1 + rng.below(EVENTS_PER_ROUND);
         let events: Vec<_> = (0..count).map(|_| Event::pick(&mut rng)).collect();
-        channel.step(&format!("seed {seed}: {events:?}"));
-        one_round(guest, &mounted, &events, &mut rng, &mut written, &counts)
-            .with_context(|| format!("the round with seed {seed}, {events:?}"))?;
+        let said = format!("seed {seed}, failure_range={}: {events:?}", u8::from(range));
+        channel.step(&said);
+        one_round(
+            guest,
+            &mounted,
+            &round,
+            &events,
+            &mut rng,
+            &mut written,
+            &counts,
+        )
+        .with_context(|| format!("the round with {said}"))?;
         seed += 1;
     }
     mounted.mount()?;
@@ -101,41 +125,63 @@ fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
         guest.seed,
         seed.saturating_sub(1)
     ));
+    expect_work(&counts)
+}
+
+/// A soak in which little happens shows little.
+fn expect_work(counts: &Counts) -> Result<()> {
+    let rounds = counts.of("Round");
+    for what in ["Open", "Map", "Load", "Store", "Read", "Write"] {
+        let count = counts.of(what);
+        ensure!(count >= rounds, "only {count} times {what}");
+    }
+    if rounds >= ROUNDS_WITH_ALL {
+        for what in ["PauseServer", "KillServer", "Abort", "LazyUmount"] {
+            ensure!(counts.of(what) > 0, "never {what}");
+        }
+        for what in ["Poison", "Unbind", "Sigbus", "FailedAccess", "Checked"] {
+            ensure!(counts.of(what) > 0, "never {what}");
+        }
+    }
     Ok(())
 }
 
 fn one_round(
     guest: &Guest,
     mounted: &Mounted,
+    round: &Round,
     events: &[Event],
     rng: &mut Rng,
     written: &mut [Written],
     counts: &Counts,
 ) -> Result<()> {
     mounted.mount()?;
-    let round = Round::default();
     let mut controller = Controller {
         guest,
-        round: &round,
+        round,
         connection: Connection::of(MOUNTPOINT)?,
         detached: false,
+        kept: Vec::new(),
     };
     std::thread::scope(|scope| {
         let clients: Vec<_> = written
             .iter_mut()
             .enumerate()
             .map(|(id, written)| {
-                let mut client = Client::new(id as u64, rng.next(), &round, counts, written);
+                let mut client = Client::new(id as u64, rng.next(), round, counts, written);
                 scope.spawn(move || client.run())
             })
             .collect();
         let mut result = Ok(());
         for event in events {
             std::thread::sleep(Duration::from_millis(rng.below(400)));
-            counts.add(event);
-            result = controller
-                .cause(*event)
-                .with_context(|| format!("{event:?}"));
+            result = match controller.cause(*event) {
+                Ok(true) => {
+                    counts.add(event);
+                    Ok(())
+                }
+                other => other.map(drop).with_context(|| format!("{event:?}")),
+            };
             if result.is_err() || round.over.load(Ordering::Relaxed) {
                 break;
             }
@@ -148,57 +194,55 @@ fn one_round(
         }
         result
     })?;
+    controller.expect_damage(counts)?;
     counts.add("Round");
     if !controller.detached {
         umount()?;
     }
-    put_right(guest, &round, rng)
+    put_right(guest, round)
 }
 
 /// Gives poisoned pages and unbound devices back to the next round, which may have another policy.
-fn put_right(guest: &Guest, round: &Round, rng: &mut Rng) -> Result<()> {
-    if round.damaged.load(Ordering::Relaxed) {
+fn put_right(guest: &Guest, round: &Round) -> Result<()> {
+    if !round.poisoned().is_empty() || !round.unbound().is_empty() {
         for device in &guest.devices {
             device.bind(Driver::Devdax)?;
             device.bind(Driver::Fsdev)?;
         }
-    }
-    if rng.once_in(3) {
-        module::rmmod("famfs").context("rmmod after umount")?;
-        let policy = [c"failure_range=0", c"failure_range=1"][rng.below(2) as usize];
-        module::insmod_with(module::FAMFS, policy)?.context("insmod")?;
     }
     Ok(())
 }
 
 struct Controller<'a> {
     guest: &'a Guest,
-    round: &'a Round,
+    round: &'a Round<'a>,
     connection: Connection,
     detached: bool,
+    /// Files open since before they were damaged, where, and what reading that must fail with.
+    kept: Vec<(u64, File, u64, i32)>,
 }
 
 impl Controller<'_> {
-    fn is_dead(&self) -> bool {
-        self.round.dead.load(Ordering::Relaxed)
-    }
-
-    fn cause(&mut self, event: Event) -> Result<()> {
+    /// Gives whether it has happened.
+    fn cause(&mut self, event: Event) -> Result<bool> {
         match event {
             Event::Nothing => (),
             Event::DropCaches => fs::write("/proc/sys/vm/drop_caches", "3")?,
-            Event::RefusedRmmod if self.detached => (),
+            Event::RefusedRmmod if self.detached => return Ok(false),
             Event::RefusedRmmod => {
                 ensure_eq!(module::rmmod("famfs"), Err(Errno::WOULDBLOCK), "rmmod");
             }
-            Event::PauseServer if self.is_dead() => (),
+            Event::PauseServer | Event::KillServer | Event::Abort | Event::LazyUmount
+                if self.round.is_dead() =>
+            {
+                return Ok(false);
+            }
             Event::PauseServer => {
                 let pid = server()?;
                 signal_server(pid, Signal::STOP, "T")?;
                 std::thread::sleep(Duration::from_millis(200));
                 signal_server(pid, Signal::CONT, "RSDZX")?;
             }
-            Event::KillServer | Event::Abort | Event::LazyUmount if self.is_dead() => (),
             Event::KillServer => {
                 self.round.dead.store(true, Ordering::SeqCst);
                 signal_server(server()?, Signal::KILL, "ZX")?;
@@ -212,36 +256,63 @@ impl Controller<'_> {
                 unmount(MOUNTPOINT, UnmountFlags::DETACH)?;
                 self.detached = true;
             }
-            Event::Poison { file, page } => self.poison(file, page * 4096)?,
+            Event::Poison { file, page } => return self.poison(file, page * 4096),
             Event::Unbind(index) => {
-                self.round.damaged.store(true, Ordering::SeqCst);
+                self.keep_files_of(index);
+                self.round.unbound().insert(index);
                 let device = self.guest.devices.get(index).context("two daxdevs")?;
                 device.bind(Driver::Devdax)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// By a process that maps the page, unless the file or the page can't be had any more.
-    fn poison(&mut self, file: u64, pos: u64) -> Result<()> {
-        let first = !self.round.damaged.swap(true, Ordering::SeqCst);
+    fn poison(&mut self, file: u64, pos: u64) -> Result<bool> {
+        let kept = File::open(path(file));
         let mut probe = Probe::start()?;
-        if !matches!(
-            probe.map(&path(file), SIZE, Kind::SharedWrite)?,
-            Reply::Value(_)
-        ) {
-            ensure!(self.is_dead() || !first, "no mapping to poison");
-            return Ok(());
+        let address = match probe.map(&path(file), SIZE, Kind::SharedWrite)? {
+            Reply::Value(address) => address,
+            Reply::Errno(errno) => {
+                self.round.excuse_open(file, errno)?;
+                return Ok(false);
+            }
+            other => bail!("map: {other:?}"),
+        };
+        let reply = probe.get(pos)?;
+        if !matches!(reply, Reply::Value(_)) {
+            self.round.excuse_signal(file, pos, address, &reply)?;
+            return Ok(false);
         }
-        if !matches!(probe.get(pos)?, Reply::Value(_)) {
-            ensure!(!first, "no page to poison");
-            return Ok(());
+        self.round.poisoned().insert((file, pos / 4096));
+        let met = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + pos) as usize);
+        ensure_eq!(probe.poison(pos)?, met, "the process that met the error");
+        self.kept.push((file, kept?, pos, libc::EHWPOISON));
+        Ok(true)
+    }
+
+    /// Files that lie on this daxdev alone, as far as they can be had.
+    fn keep_files_of(&mut self, daxdev: usize) {
+        for (file, daxdevs) in (0..).zip(self.round.daxdevs) {
+            if daxdevs.iter().eq([&daxdev]) {
+                let opened = File::open(path(file)).ok();
+                let kept = opened.map(|opened| (file, opened, 0, libc::ENXIO));
+                self.kept.extend(kept);
+            }
         }
-        let reply = probe.poison(pos)?;
-        ensure!(
-            !first || matches!(reply, Reply::Sigbus(libc::BUS_MCEERR_AR, _)),
-            "the process that met the error: {reply:?}"
-        );
+    }
+
+    /// What was damaged is so until the end.
+    fn expect_damage(&mut self, counts: &Counts) -> Result<()> {
+        for (file, opened, pos, errno) in self.kept.drain(..) {
+            // A removal goes before an error that was there.
+            if errno == libc::EHWPOISON && self.round.is_gone(file)? {
+                continue;
+            }
+            let got = read_errno(&opened, pos);
+            ensure_eq!(got, errno, "errno at {pos:#x} of damaged file {file}");
+            counts.add("Checked");
+        }
         Ok(())
     }
 }

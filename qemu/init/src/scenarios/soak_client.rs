@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A client of the soak: it knows what its bytes are, and when an access may fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{bail, ensure, Context, Result};
 
@@ -22,15 +22,113 @@ pub const CLIENTS: u64 = 3;
 /// Bytes of a file that belong to one client: nobody else writes there.
 const SHARE: u64 = AU;
 pub const SIZE: u64 = CLIENTS * SHARE - 4219;
+const PAGE: u64 = 4096;
 
-/// What the clients must put up with in this round.
-#[derive(Default)]
-pub struct Round {
+/// What the clients must put up with in this round, from a moment before it is true.
+pub struct Round<'a> {
+    /// The policy of memory errors.
+    pub range: bool,
+    /// The daxdevs that each file has memory on.
+    pub daxdevs: &'a [BTreeSet<usize>],
     /// Files can't be opened any more.
     pub dead: AtomicBool,
-    /// Memory may be lost.
-    pub damaged: AtomicBool,
+    /// File and page.
+    poisoned: Mutex<BTreeSet<(u64, u64)>>,
+    /// Daxdevs without a driver.
+    unbound: Mutex<BTreeSet<usize>>,
     pub over: AtomicBool,
+}
+
+impl<'a> Round<'a> {
+    pub fn new(range: bool, daxdevs: &'a [BTreeSet<usize>]) -> Self {
+        Self {
+            range,
+            daxdevs,
+            dead: AtomicBool::new(false),
+            poisoned: Mutex::default(),
+            unbound: Mutex::default(),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    pub fn poisoned(&self) -> MutexGuard<'_, BTreeSet<(u64, u64)>> {
+        self.poisoned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn unbound(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.unbound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn daxdevs(&self, file: u64) -> Result<&BTreeSet<usize>> {
+        self.daxdevs.get(file as usize).context("no such file")
+    }
+
+    /// Whether the file has memory on a daxdev that has gone.
+    pub fn is_gone(&self, file: u64) -> Result<bool> {
+        Ok(!self.daxdevs(file)?.is_disjoint(&self.unbound()))
+    }
+
+    /// Whether reads and writes of the file at `pos` may meet a memory error.
+    fn is_lost(&self, file: u64, pos: u64) -> Result<bool> {
+        if self.range {
+            return Ok(self.poisoned().contains(&(file, pos / PAGE)));
+        }
+        for (other, _) in self.poisoned().iter() {
+            if !self.daxdevs(file)?.is_disjoint(self.daxdevs(*other)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What an open may fail with by now.
+    pub fn excuse_open(&self, file: u64, errno: i32) -> Result<()> {
+        let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENOENT];
+        // While its driver goes, when it has none, and when it has another.
+        let gone = [libc::ENODEV, libc::ENXIO, libc::EOPNOTSUPP];
+        let excused =
+            self.is_dead() && dead.contains(&errno) || self.is_gone(file)? && gone.contains(&errno);
+        ensure!(excused, "open of file {file} failed with errno {errno}");
+        Ok(())
+    }
+
+    /// What a read or a write at `pos` may fail with by now.
+    fn excuse_access(&self, file: u64, pos: u64, errno: i32) -> Result<()> {
+        let excused = match errno {
+            libc::EHWPOISON => self.is_lost(file, pos)?,
+            libc::ENXIO => self.is_gone(file)?,
+            _ => false,
+        };
+        ensure!(excused, "errno {errno} at {pos:#x} of file {file}");
+        Ok(())
+    }
+
+    /// Whether a read or a write may end before `end`.
+    fn excuse_short(&self, file: u64, end: u64) -> Result<()> {
+        let excused =
+            self.is_gone(file)? || self.is_lost(file, end)? && (!self.range || end % PAGE == 0);
+        ensure!(excused, "an access to file {file} ended at {end:#x}");
+        Ok(())
+    }
+
+    /// What a load or a store at `pos` of a mapping at `address` may end with by now.
+    pub fn excuse_signal(&self, file: u64, pos: u64, address: u64, reply: &Reply) -> Result<()> {
+        let excused = match *reply {
+            Reply::Sigbus(_, at) if at as u64 != address + pos => false,
+            Reply::Sigbus(libc::BUS_MCEERR_AR, _) => self.poisoned().contains(&(file, pos / PAGE)),
+            Reply::Sigbus(libc::BUS_ADRERR, _) => {
+                self.is_gone(file)? || !self.range && self.is_lost(file, pos)?
+            }
+            _ => false,
+        };
+        let place = format!("{pos:#x} of file {file}, mapped at {address:#x}");
+        ensure!(excused, "an access to {place} ended with {reply:?}");
+        Ok(())
+    }
 }
 
 /// How often what was done.
@@ -45,6 +143,11 @@ impl Counts {
         if let Ok(mut counts) = self.0.lock() {
             *counts.entry(key.to_owned()).or_default() += 1;
         }
+    }
+
+    pub fn of(&self, what: &str) -> u64 {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(what).copied().unwrap_or(0)
     }
 }
 
@@ -87,18 +190,19 @@ pub fn expected(written: &Written, file: u64, pos: u64, len: usize) -> Vec<u8> {
 pub struct Client<'a> {
     id: u64,
     rng: Rng,
-    round: &'a Round,
+    round: &'a Round<'a>,
     counts: &'a Counts,
     written: &'a mut Written,
     file: Option<(u64, File)>,
-    probe: Option<(u64, Probe)>,
+    /// And the address of its mapping.
+    probe: Option<(u64, Probe, u64)>,
 }
 
 impl<'a> Client<'a> {
     pub fn new(
         id: u64,
         seed: u64,
-        round: &'a Round,
+        round: &'a Round<'a>,
         counts: &'a Counts,
         written: &'a mut Written,
     ) -> Self {
@@ -132,30 +236,6 @@ impl<'a> Client<'a> {
         result.with_context(|| format!("client {}", self.id))
     }
 
-    fn is_damaged(&self) -> bool {
-        self.round.damaged.load(Ordering::SeqCst)
-    }
-
-    /// What an open may fail with by now.
-    fn excuse_open(&self, errno: i32) -> Result<()> {
-        let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENOENT];
-        // While its driver goes, when it has none, and when it has another.
-        let damaged = [libc::ENODEV, libc::ENXIO, libc::EOPNOTSUPP];
-        let excused = self.round.dead.load(Ordering::SeqCst) && dead.contains(&errno)
-            || self.is_damaged() && damaged.contains(&errno);
-        ensure!(excused, "open failed with errno {errno}");
-        self.counts.add("FailedOpen");
-        Ok(())
-    }
-
-    /// What a read or a write may fail with by now.
-    fn excuse_access(&self, errno: i32) -> Result<()> {
-        let excused = self.is_damaged() && [libc::EHWPOISON, libc::ENXIO].contains(&errno);
-        ensure!(excused, "read or write failed with errno {errno}");
-        self.counts.add("FailedAccess");
-        Ok(())
-    }
-
     fn open(&mut self) -> Result<()> {
         self.file = None;
         let number = self.rng.below(FILES);
@@ -165,8 +245,13 @@ impl<'a> Client<'a> {
                 self.counts.add("Open");
                 Ok(())
             }
-            Err(error) => self.excuse_open(error.raw_os_error().unwrap_or(-1)),
+            Err(error) => self.failed_open(number, error.raw_os_error().unwrap_or(-1)),
         }
+    }
+
+    fn failed_open(&self, file: u64, errno: i32) -> Result<()> {
+        self.counts.add("FailedOpen");
+        self.round.excuse_open(file, errno)
     }
 
     fn map(&mut self) -> Result<()> {
@@ -174,12 +259,12 @@ impl<'a> Client<'a> {
         let number = self.rng.below(FILES);
         let mut probe = Probe::start()?;
         match probe.map(&path(number), SIZE, Kind::SharedWrite)? {
-            Reply::Value(_) => {
-                self.probe = Some((number, probe));
+            Reply::Value(address) => {
+                self.probe = Some((number, probe, address));
                 self.counts.add("Map");
                 Ok(())
             }
-            Reply::Errno(errno) => self.excuse_open(errno),
+            Reply::Errno(errno) => self.failed_open(number, errno),
             other => bail!("map: {other:?}"),
         }
     }
@@ -187,13 +272,13 @@ impl<'a> Client<'a> {
     /// A place in the client's share; near the start of a page, so that what is written stays little.
     fn place(&mut self, len: u64) -> u64 {
         let (start, end) = share(self.id);
-        let page = self.rng.below((end - start) / 4096);
-        start + page * 4096 + self.rng.below(64 - len)
+        let page = self.rng.below((end - start) / PAGE);
+        start + page * PAGE + self.rng.below(64 - len)
     }
 
     fn load(&mut self) -> Result<()> {
         let pos = self.place(1);
-        let Some((number, probe)) = &mut self.probe else {
+        let Some((number, probe, _)) = &mut self.probe else {
             return Ok(());
         };
         let want = expected(self.written, *number, pos, 1);
@@ -203,7 +288,7 @@ impl<'a> Client<'a> {
                 want[..],
                 "the byte at {pos:#x} of file {number}, by load"
             ),
-            other => return self.excuse_signal(other),
+            other => return self.signalled(pos, other),
         }
         self.counts.add("Load");
         Ok(())
@@ -211,30 +296,25 @@ impl<'a> Client<'a> {
 
     fn store(&mut self) -> Result<()> {
         let (pos, value) = (self.place(1), self.rng.next() as u8);
-        let Some((number, probe)) = &mut self.probe else {
+        let Some((number, probe, _)) = &mut self.probe else {
             return Ok(());
         };
         match probe.set(pos, value)? {
             Reply::Value(_) => self.written.insert((*number, pos), value),
-            other => return self.excuse_signal(other),
+            other => return self.signalled(pos, other),
         };
         self.counts.add("Store");
         Ok(())
     }
 
-    fn excuse_signal(&mut self, reply: Reply) -> Result<()> {
-        let excused = matches!(reply, Reply::Sigbus(..));
-        ensure!(
-            excused && self.is_damaged(),
-            "an access ended with {reply:?}"
-        );
-        self.probe = None;
+    fn signalled(&mut self, pos: u64, reply: Reply) -> Result<()> {
+        let (file, _, address) = self.probe.take().context("nobody was signalled")?;
         self.counts.add("Sigbus");
-        Ok(())
+        self.round.excuse_signal(file, pos, address, &reply)
     }
 
     fn read(&mut self) -> Result<()> {
-        let len = 1 + self.rng.below(4096);
+        let len = 1 + self.rng.below(PAGE);
         let (start, end) = share(self.id);
         let pos = start + self.rng.below(end - start - len);
         let Some((number, file)) = &self.file else {
@@ -243,15 +323,20 @@ impl<'a> Client<'a> {
         let mut got = vec![0; len as usize];
         match file.read_at(&mut got, pos) {
             Ok(count) => {
-                let whole = count == got.len() || self.is_damaged();
-                ensure!(whole, "{count} of {len} bytes read at {pos:#x}");
+                if count < got.len() {
+                    self.round.excuse_short(*number, pos + count as u64)?;
+                }
                 let want = expected(self.written, *number, pos, count);
                 ensure!(
                     got[..count] == want,
                     "bytes at {pos:#x} of file {number}, by read"
                 );
             }
-            Err(error) => return self.excuse_access(error.raw_os_error().unwrap_or(-1)),
+            Err(error) => {
+                self.counts.add("FailedAccess");
+                let errno = error.raw_os_error().unwrap_or(-1);
+                return self.round.excuse_access(*number, pos, errno);
+            }
         }
         self.counts.add("Read");
         Ok(())
@@ -266,13 +351,18 @@ impl<'a> Client<'a> {
         };
         match file.write_at(&bytes, pos) {
             Ok(count) => {
-                let whole = count == bytes.len() || self.is_damaged();
-                ensure!(whole, "{count} of {len} bytes written at {pos:#x}");
+                if count < bytes.len() {
+                    self.round.excuse_short(*number, pos + count as u64)?;
+                }
                 let places = (pos..).map(|at| (*number, at));
                 self.written
                     .extend(places.zip(bytes[..count].iter().copied()));
             }
-            Err(error) => return self.excuse_access(error.raw_os_error().unwrap_or(-1)),
+            Err(error) => {
+                self.counts.add("FailedAccess");
+                let errno = error.raw_os_error().unwrap_or(-1);
+                return self.round.excuse_access(*number, pos, errno);
+            }
         }
         self.counts.add("Write");
         Ok(())
