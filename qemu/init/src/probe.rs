@@ -9,6 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 
 use anyhow::{bail, ensure, Context, Result};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{
     set_machine_check_memory_corruption_kill_policy, MachineCheckMemoryCorruptionKillPolicy,
 };
@@ -157,6 +158,13 @@ impl Probe {
         Ok(())
     }
 
+    /// Waits for a round of [`hammer`](Self::hammer) that begins after this; an error says what ended it instead.
+    pub fn another_round(&mut self) -> Result<()> {
+        let done = self.ask("another round")?;
+        ensure!(done == Reply::Value(0), "it has ended: {done:?}");
+        Ok(())
+    }
+
     /// Bytes that are present in `len` bytes from `address` on, by the page tables and by smaps.
     pub fn present(&self, address: u64, len: u64) -> Result<(u64, u64)> {
         let pid = self.pid();
@@ -219,7 +227,7 @@ pub fn child_main() -> ExitCode {
     if report_sigbus().is_err() {
         return ExitCode::FAILURE;
     }
-    for line in std::io::stdin().lines().map_while(Result::ok) {
+    for line in std::iter::from_fn(next_command) {
         match state.obey(&line) {
             Ok(Ok(value)) => println!("value {value}"),
             Ok(Err(error)) => println!("errno {}", error.raw_os_error().unwrap_or(0)),
@@ -227,6 +235,18 @@ pub fn child_main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Leaves standard input unlocked.
+fn next_command() -> Option<String> {
+    std::io::stdin().lines().next()?.ok()
+}
+
+/// Whether a command waits. Nobody sends a second one before he has the answer, so none is in a buffer.
+fn is_asked() -> bool {
+    let stdin = std::io::stdin();
+    let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 #[derive(Default)]
@@ -321,10 +341,10 @@ fn touch(mapping: &Mapping) {
     }
 }
 
-/// Only a failure ends it.
+/// Only a failure ends it. Meanwhile each command is answered by the end of the next round.
 fn hammer(file: &File, mapping: &Mapping, what: &str) -> std::io::Error {
     let mut bytes = vec![0; mapping.len()];
-    let mut first = true;
+    let mut asked = true;
     loop {
         let done = match what {
             "read" => file.read_exact_at(&mut bytes, 0),
@@ -340,9 +360,10 @@ fn hammer(file: &File, mapping: &Mapping, what: &str) -> std::io::Error {
         if let Err(error) = done {
             return error;
         }
-        if std::mem::take(&mut first) {
+        if asked {
             println!("value 0");
         }
+        asked = is_asked() && next_command().is_some();
     }
 }
 

@@ -154,10 +154,10 @@ fn umounts_of_a_mapped_file(guest: &Guest, _channel: &mut Channel) -> Result<()>
 /// Reads, writes and faults go on through all of it, and keep the mount and the module.
 fn umounts_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let mut fs = ready(guest)?.one_file("file", &one_extent())?;
-    let users = hammer(&fs.path("file"))?;
+    let mut users = hammer(&fs.path("file"))?;
     for flags in [UnmountFlags::empty(), UnmountFlags::FORCE] {
         ensure_eq!(fs.umount_with(flags), Err(Errno::BUSY), "umount, {flags:?}");
-        expect_unharmed(&users)?;
+        expect_unharmed(&mut users)?;
     }
     let busy = Err(Errno::WOULDBLOCK);
     ensure_eq!(module::rmmod("famfs"), busy, "rmmod under load");
@@ -165,7 +165,7 @@ fn umounts_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     for _ in 0..20 {
         ensure_eq!(module::rmmod("famfs"), busy, "rmmod after umount -l");
     }
-    expect_unharmed(&users)?;
+    expect_unharmed(&mut users)?;
     drop(users);
     module::rmmod("famfs").context("rmmod after the last user")
 }
