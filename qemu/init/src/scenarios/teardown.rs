@@ -62,15 +62,19 @@ impl Stopped {
         Ok(Self { fs, opener })
     }
 
-    /// Nothing is left: the mount goes, and so does the module.
-    fn finish(mut self) -> Result<()> {
+    fn finish(self) -> Result<()> {
         drop(self.opener);
-        if self.fs.is_mounted() {
-            let umount = self.fs.umount(UnmountFlags::empty());
-            umount.context("umount at the end")?;
-        }
-        module::rmmod("famfs").context("rmmod at the end")
+        finish(self.fs)
     }
+}
+
+/// Nobody is left: the mount goes, and so does the module, whatever the server does.
+fn finish(mut fs: StoppingFs) -> Result<()> {
+    if fs.is_mounted() {
+        let umount = fs.umount(UnmountFlags::empty());
+        umount.context("umount at the end")?;
+    }
+    module::rmmod("famfs").context("rmmod at the end")
 }
 
 fn mount(ready: &Ready, stop_at: u32) -> Result<StoppingFs> {
@@ -116,11 +120,7 @@ fn open_goes_on(guest: &Guest, channel: &mut Channel) -> Result<()> {
 }
 
 /// `end` is the end of the connection: the open under way fails, and so does the next one.
-fn at_each_step_ends(
-    guest: &Guest,
-    channel: &mut Channel,
-    end: fn(&mut StoppingFs) -> Result<()>,
-) -> Result<()> {
+fn at_each_step_ends(guest: &Guest, channel: &mut Channel, end: Loss) -> Result<()> {
     at_each_step(guest, channel, |mut stopped, _| {
         end(&mut stopped.fs)?;
         ensure_eq!(stopped.opener.answer()?, ABORTED, "the open under way");
@@ -266,27 +266,35 @@ pub fn expect_unharmed(users: &mut [Probe]) -> Result<()> {
     Ok(())
 }
 
-/// Whether it dies or hangs: reads, writes and faults go on, and unmounting is as ever.
-fn server_killed_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    for hangs in [true, false] {
+type Loss = fn(&mut StoppingFs) -> Result<()>;
+
+/// Ways for a mount to lose its server or its place in the tree.
+const LOSSES: [(&str, Loss); 4] = [
+    ("the server is killed", StoppingFs::kill),
+    ("the server hangs", |fs| fs.stop()),
+    ("the connection is aborted", |fs| fs.connection()?.abort()),
+    ("the mount is detached", |fs| {
+        Ok(fs.umount(UnmountFlags::DETACH)?)
+    }),
+];
+
+/// Reads, writes and faults go on, and unmounting is as ever.
+fn server_killed_under_load(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    for (loss, lose) in LOSSES {
+        channel.step(loss);
         let ready = ready(guest)?;
         let mut fs = mount(&ready, NEVER)?;
         let mut users = hammer(&fs.path("file"))?;
         let mut idle = Probe::start()?;
         expect_value(idle.map(&fs.path("file"), AU, Kind::SharedWrite)?)?;
-        match hangs {
-            true => fs.stop()?,
-            false => fs.kill()?,
-        }
+        lose(&mut fs)?;
         for at in (0..AU).step_by(4096) {
             ensure_eq!(idle.set(at, 9)?, Reply::Value(0), "a store at {at:#x}");
         }
         ensure_eq!(idle.pread(0, AU)?, Reply::Value(AU), "a read");
-        expect_unharmed(&mut users)?;
+        expect_unharmed(&mut users).context(loss)?;
         drop((users, idle));
-        fs.umount(UnmountFlags::empty()).context("umount")?;
-        drop(fs);
-        module::rmmod("famfs").context("rmmod")?;
+        finish(fs).context(loss)?;
     }
     Ok(())
 }
