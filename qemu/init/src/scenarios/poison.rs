@@ -134,7 +134,7 @@ impl Setup {
 }
 
 /// Both ways to the bytes of a file from `at` on lead to its pattern.
-fn expect_bytes(file: &File, mapping: &Mapping, at: u64, len: usize) -> Result<()> {
+pub fn expect_bytes(file: &File, mapping: &Mapping, at: u64, len: usize) -> Result<()> {
     let want = pattern(at, len);
     let mut got = vec![0; len];
     ensure_eq!(file.read_at(&mut got, at)?, len, "pread at {at:#x}");

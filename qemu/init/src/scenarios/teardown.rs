@@ -2,13 +2,17 @@
 //! The end of what a mount depends on: the server dies or hangs at each request of an open, the opener is killed, the
 //! connection is aborted, the file system is unmounted, the device and the module go.
 
-use anyhow::{anyhow, Context, Result};
+use std::ffi::CStr;
+use std::fs::File;
+
+use anyhow::{anyhow, ensure, Context, Result};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{kill_process, Pid, Signal};
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, one_extent, pattern, ready, Ready};
+use super::poison::{expect_bytes, expect_lost, report_error, EHWPOISON, PAGE};
 use super::Test;
 use crate::channel::Channel;
 use crate::dax::Driver;
@@ -18,7 +22,7 @@ use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::server::ServedFile;
 use crate::stopping::StoppingFs;
-use crate::sys::Kind;
+use crate::sys::{Kind, Mapping};
 use crate::tool::signal_server;
 use crate::wire::{GET_DAXDEV, GET_FMAP, INIT, LOOKUP, OPEN, RELEASE};
 
@@ -32,7 +36,8 @@ pub const TESTS: &[(&str, Test)] = &[
     ("device_removed_during_open", device_removed_during_open),
     ("module_gone_before_init", module_gone_before_init),
     ("server_killed_under_load", server_killed_under_load),
-    ("removal_with_a_hung_server", removal_with_a_hung_server),
+    ("errors_after_a_loss", errors_after_a_loss),
+    ("removal_after_a_loss", removal_after_a_loss),
 ];
 
 /// The requests of a first open, in their order.
@@ -299,25 +304,135 @@ fn server_killed_under_load(guest: &Guest, channel: &mut Channel) -> Result<()> 
     Ok(())
 }
 
+/// A file that processes have mapped, and the test itself.
+struct InUse {
+    size: u64,
+    file: File,
+    mapping: Mapping,
+    /// With the address of the mapping; all but the last have touched all of it.
+    users: [(Probe, u64); 4],
+}
+
+impl InUse {
+    fn new(path: &str) -> Result<Self> {
+        let size = one_extent().size;
+        let user = || -> Result<(Probe, u64)> {
+            let mut probe = Probe::start()?;
+            let address = expect_value(probe.map(path, size, Kind::SharedWrite)?)?;
+            Ok((probe, address))
+        };
+        let mut users = [user()?, user()?, user()?, user()?];
+        for (probe, _) in &mut users[..3] {
+            expect_value(probe.touch()?)?;
+        }
+        let file = File::open(path)?;
+        let mapping = Mapping::new(&file, 0, size as usize, Kind::SharedRead)?;
+        Ok(Self {
+            size,
+            file,
+            mapping,
+            users,
+        })
+    }
+}
+
+/// Runs `test` on a file in use whose mount has lost something. Afterwards the mount, the module and the driver can go,
+/// and come back.
+fn after_each_loss(
+    guest: &Guest,
+    channel: &mut Channel,
+    parameters: &CStr,
+    test: impl Fn(&Ready, &mut InUse) -> Result<()>,
+) -> Result<()> {
+    let device = guest.devices.first().context("no daxdev")?;
+    for (loss, lose) in LOSSES {
+        channel.step(&format!("{loss}, {parameters:?}"));
+        let all = || -> Result<()> {
+            module::reload_famfs(parameters)?;
+            let devices = ready(guest)?;
+            let mut fs = mount(&devices, NEVER)?;
+            let mut file = InUse::new(&fs.path("file"))?;
+            lose(&mut fs)?;
+            test(&devices, &mut file)?;
+            drop(file);
+            finish(fs)?;
+            device.unbind()?;
+            device.bind(Driver::Fsdev)?;
+            let fmap = one_extent();
+            let mut fs = ready(guest)?.one_file("file", &fmap)?;
+            let bytes = std::fs::read(fs.path("file")).context("read in the next mount")?;
+            ensure!(
+                bytes == pattern(0, fmap.size as usize),
+                "the next mount shows other bytes"
+            );
+            fs.umount().context("umount of the next mount")
+        };
+        all().with_context(|| format!("{loss}, {parameters:?}"))?;
+    }
+    module::rmmod("famfs").context("rmmod at the end")
+}
+
+/// A memory error takes away what it takes away in any mount, and the same processes are told.
+fn errors_after_a_loss(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    const MET: u64 = 5 * PAGE;
+    const FOUND: u64 = AU + 3 * PAGE;
+    let errors = |ready: &Ready, file: &mut InUse| -> Result<()> {
+        let [(met, address), (other, other_address), (third, third_address), _] = &mut file.users;
+        let hit = Reply::Sigbus(libc::BUS_MCEERR_AR, (*address + MET) as usize);
+        ensure_eq!(met.poison(MET)?, hit, "the process that met the error");
+        report_error(ready.raw(0)?.pfn(16 * AU + FOUND))?;
+        expect_lost(other, *other_address, MET).context("the error that was met")?;
+        let near = u64::from(pattern(FOUND + 9 * PAGE, 1)[0]);
+        let stays = third.get(FOUND + 9 * PAGE)?;
+        ensure_eq!(stays, Reply::Value(near), "a page that was mapped");
+        expect_lost(third, *third_address, FOUND).context("the error that nobody met")
+    };
+    let poisoned = Reply::Errno(EHWPOISON);
+    after_each_loss(guest, channel, c"failure_range=0", |ready, file| {
+        errors(ready, file)?;
+        let [.., (late, address)] = &mut file.users;
+        ensure_eq!(late.pread(AU - 64, 64)?, poisoned, "pread");
+        ensure_eq!(late.pwrite(AU - 64, 64)?, poisoned, "pwrite");
+        let fault = Reply::Sigbus(libc::BUS_ADRERR, (*address + AU + 5) as usize);
+        ensure_eq!(late.get(AU + 5)?, fault, "a fault in a good page");
+        Ok(())
+    })?;
+    after_each_loss(guest, channel, c"failure_range=1", |ready, file| {
+        errors(ready, file)?;
+        let size = file.size;
+        let [.., (late, address)] = &mut file.users;
+        for (from, count) in [
+            (MET - 100, 100),
+            (MET + PAGE, FOUND - MET - PAGE),
+            (FOUND + PAGE, size - FOUND - PAGE),
+        ] {
+            let read = late.pread(from, size)?;
+            ensure_eq!(read, Reply::Value(count), "pread from {from:#x} on");
+        }
+        for at in [MET, MET + PAGE - 1, FOUND] {
+            ensure_eq!(late.pread(at, size)?, poisoned, "pread from {at:#x} on");
+        }
+        for (from, to) in [(0, MET), (MET + PAGE, FOUND), (FOUND + PAGE, size)] {
+            expect_bytes(&file.file, &file.mapping, from, (to - from) as usize)?;
+        }
+        ensure_eq!(late.pwrite(MET - 64, 128)?, Reply::Value(64), "pwrite");
+        ensure_eq!(late.pwrite(FOUND, 64)?, poisoned, "pwrite into the poison");
+        expect_lost(late, *address, FOUND).context("a fault")
+    })
+}
+
 /// Nobody asks the server when its device goes.
-fn removal_with_a_hung_server(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    let ready = ready(guest)?;
-    let mut fs = mount(&ready, NEVER)?;
-    let mut probe = Probe::start()?;
-    let address = expect_value(probe.map(&fs.path("file"), AU, Kind::SharedWrite)?)?;
-    expect_value(probe.touch()?)?;
-    fs.stop()?;
-    guest.devices[0].unbind()?;
-    ensure_eq!(
-        probe.pread(0, 64)?,
-        Reply::Errno(libc::ENXIO),
-        "pread after the removal"
-    );
-    let fault = Reply::Sigbus(libc::BUS_ADRERR, (address + 5) as usize);
-    ensure_eq!(probe.get(5)?, fault, "a fault after the removal");
-    drop(probe);
-    fs.umount(UnmountFlags::empty()).context("umount")?;
-    drop(fs);
-    module::rmmod("famfs").context("rmmod")?;
-    guest.devices[0].bind(Driver::Fsdev)
+fn removal_after_a_loss(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    after_each_loss(guest, channel, c"", |_, file| {
+        guest.devices[0].unbind()?;
+        let gone = Reply::Errno(libc::ENXIO);
+        for ((probe, address), page) in file.users.iter_mut().zip(0..) {
+            let at = page * AU / 2 + 7;
+            ensure_eq!(probe.pread(at, 64)?, gone, "pread at {at:#x}");
+            ensure_eq!(probe.pwrite(at, 64)?, gone, "pwrite at {at:#x}");
+            let fault = Reply::Sigbus(libc::BUS_ADRERR, (*address + at) as usize);
+            ensure_eq!(probe.get(at)?, fault, "a fault at {at:#x}");
+        }
+        Ok(())
+    })
 }
