@@ -30,6 +30,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("open_goes_on", open_goes_on),
     ("server_killed_during_open", server_killed_during_open),
     ("abort_during_open", abort_during_open),
+    ("lazy_umount_during_open", lazy_umount_during_open),
     ("forced_umount_during_open", forced_umount_during_open),
     ("opener_killed_during_open", opener_killed_during_open),
     ("opener_of_a_hung_server", opener_of_a_hung_server),
@@ -146,9 +147,31 @@ fn abort_during_open(guest: &Guest, channel: &mut Channel) -> Result<()> {
     at_each_step_ends(guest, channel, |fs| fs.connection()?.abort())
 }
 
+/// The open has the mount until it is answered, and then the file has it.
+fn lazy_umount_during_open(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    at_each_step(guest, channel, |mut stopped, _| {
+        let umount = stopped.fs.umount(UnmountFlags::DETACH);
+        umount.context("umount -l during the open")?;
+        let busy = Err(Errno::WOULDBLOCK);
+        ensure_eq!(module::rmmod("famfs"), busy, "rmmod during the open");
+        stopped.fs.go_on()?;
+        expect_value(stopped.opener.answer()?).context("the open under way")?;
+        for at in [0, AU - 1] {
+            let byte = u64::from(pattern(at, 1)[0]);
+            let got = stopped.opener.get(at)?;
+            ensure_eq!(got, Reply::Value(byte), "the byte at {at:#x}");
+        }
+        let read = stopped.opener.pread(0, AU)?;
+        ensure_eq!(read, Reply::Value(AU), "pread");
+        ensure_eq!(module::rmmod("famfs"), busy, "rmmod with the file open");
+        stopped.finish()
+    })
+}
+
 fn forced_umount_during_open(guest: &Guest, channel: &mut Channel) -> Result<()> {
     at_each_step(guest, channel, |mut stopped, _| {
-        // It aborts the connection, and the opener is still in there.
+        // It aborts the connection. Mostly the opener, who wakes by that, is still in there when umount looks: once in
+        // some hundred times he has left.
         match stopped.fs.umount(UnmountFlags::FORCE) {
             Ok(()) | Err(Errno::BUSY) => (),
             other => anyhow::bail!("umount -f: {other:?}"),
