@@ -2,6 +2,7 @@
 //! A mount as a service of systemd, PID 1 of this guest, by the project's unit: its server is killed, replaced, stopped.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use super::fixture::{ensure_eq, pattern, ready};
 use super::handover::{make_files, name, server_pid, shown, under_load, Shown};
-use super::tool::MOUNTPOINT;
+use super::tool::{umount, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::fmap::AU;
@@ -23,6 +24,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("reload_hands_over", reload_hands_over),
     ("stop_leaves_mappings", stop_leaves_mappings),
     ("messages_reach_the_journal", messages_reach_the_journal),
+    ("too_many_deaths", too_many_deaths),
 ];
 
 /// The instance for MOUNTPOINT, and its files.
@@ -37,6 +39,8 @@ StartLimitIntervalSec=0
 [Service]
 OpenFile=/etc/machine-id:stray
 ";
+/// A slow machine does not die often enough in the ten seconds that are the default.
+const LIMITED: &str = "[Unit]\nStartLimitIntervalSec=10min\n";
 /// The log, the attributes, and a /dev/fuse for each of two threads.
 const STORED: &str = "4";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,6 +94,10 @@ fn journal(args: &[&str]) -> Result<Outcome> {
 
 /// An empty file system, mounted by the unit. Gives the main process.
 fn start(guest: &Guest) -> Result<i32> {
+    start_with(guest, DROPPED_IN)
+}
+
+fn start_with(guest: &Guest, dropped_in: &str) -> Result<i32> {
     let ready = ready(guest)?;
     let device = ready.paths.first().context("no daxdev")?;
     mkfs(&["--force", device])?;
@@ -98,7 +106,7 @@ fn start(guest: &Guest) -> Result<i32> {
     let config = format!("DEVICE={device}\nOPTIONS=--failure=range\n");
     fs::write(CONFIG, config)?;
     fs::create_dir_all(DROP_IN)?;
-    fs::write(format!("{DROP_IN}/test.conf"), DROPPED_IN)?;
+    fs::write(format!("{DROP_IN}/test.conf"), dropped_in)?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["start", UNIT])?;
     expect_running()
@@ -116,9 +124,14 @@ fn expect_running() -> Result<i32> {
 
 /// Kills the main process. Gives the next one, which systemd has started, when it is ready.
 fn kill(pid: i32) -> Result<i32> {
+    kill_to("running", pid)
+}
+
+/// Kills the main process, and waits until the unit is in that state.
+fn kill_to(wanted: &str, pid: i32) -> Result<i32> {
     let raw = Pid::from_raw(pid).context("no main process")?;
     kill_process(raw, Signal::KILL)?;
-    wait_for("running", pid)
+    wait_for(wanted, pid)
 }
 
 /// What was under way goes on, and nobody notices but by waiting.
@@ -225,5 +238,66 @@ fn messages_reach_the_journal(guest: &Guest, _channel: &mut Channel) -> Result<(
         "4",
         "priority of what systemd says of the kill"
     );
+    Ok(())
+}
+
+/// A server that dies too often is not started again. What was open before is worth what it was; the mount is not, until
+/// somebody unmounts it and starts the service.
+fn too_many_deaths(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    let limit = |name: &str| {
+        let shown = systemctl(&["show", "--value", "--property", name])?;
+        Ok::<_, anyhow::Error>(shown.trim().to_owned())
+    };
+    ensure_eq!(limit("DefaultStartLimitBurst")?, "5", "starts allowed");
+    ensure_eq!(limit("DefaultStartLimitIntervalUSec")?, "10s", "in a time");
+    let mut pid = start_with(guest, LIMITED)?;
+    make_files()?;
+    let file = fs::File::open(name(0))?;
+    let mapping = Mapping::new(&file, 0, AU as usize, Kind::SharedRead)?;
+    // The start was not a death.
+    systemctl(&["reset-failed", UNIT])?;
+    for death in 1..=5 {
+        channel.step(&format!("death {death}"));
+        pid = kill(pid)?;
+    }
+    kill_to("failed", pid)?;
+    for (key, value) in [
+        ("ActiveState", "failed"),
+        // What came first; that it is not started again is said in the journal.
+        ("Result", "signal"),
+        ("NFileDescriptorStore", "0"),
+    ] {
+        ensure_eq!(property(key)?, value, "{key} after six deaths");
+    }
+    let said = journal(&[])?.stdout;
+    let limited = said.contains("Start request repeated too quickly");
+    ensure!(limited, "the journal says {said}");
+    // What it has cached, the kernel does not ask for.
+    fs::write("/proc/sys/vm/drop_caches", "2")?;
+    let errno = |error: Option<std::io::Error>| error.and_then(|error| error.raw_os_error());
+    let gone = Some(libc::ENOTCONN);
+    ensure_eq!(errno(fs::metadata(name(1)).err()), gone, "errno of stat");
+    ensure_eq!(errno(fs::File::open(name(1)).err()), gone, "errno of open");
+    let mut bytes = vec![0; AU as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    ensure!(bytes == pattern(0, AU as usize), "pread has other bytes");
+    mapping.drop_entries(0, mapping.len())?;
+    ensure!(
+        mapping.read(0, mapping.len()) == bytes,
+        "the mapping shows other bytes"
+    );
+    drop((mapping, file));
+    umount()?;
+    systemctl(&["reset-failed", UNIT])?;
+    systemctl(&["start", UNIT])?;
+    expect_running()?;
+    for index in [0, 1] {
+        ensure!(
+            fs::read(name(index))? == bytes,
+            "{} is other bytes",
+            name(index)
+        );
+    }
+    systemctl(&["stop", UNIT])?;
     Ok(())
 }
