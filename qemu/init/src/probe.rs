@@ -2,7 +2,8 @@
 //! A process to be sent into faults: it maps and touches files as told, and what becomes of it is the result.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
@@ -15,6 +16,13 @@ use rustix::process::{
 };
 
 use crate::sys::{report_sigbus, scan_pages_of, Kind, Mapping};
+
+/// Stands for bytes in a [`Reply`].
+pub fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
 
 /// What a command came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +143,7 @@ impl Probe {
         self.ask(&format!("splice {at}"))
     }
 
-    /// Drops that pipe.
+    /// Reads all of that pipe, and drops it; the reply's value is the [`digest`].
     pub fn drain(&mut self) -> Result<Reply> {
         self.ask("drain")
     }
@@ -269,7 +277,7 @@ impl State {
                 (self.file, self.mapping) = (None, None);
                 return Ok(Ok(0));
             }
-            ["drain"] => return Ok(Ok(self.pipe.take().map_or(0, |_| 0))),
+            ["drain"] => return Ok(self.drain()),
             ["early"] => {
                 let early = Some(MachineCheckMemoryCorruptionKillPolicy::Early);
                 let set = set_machine_check_memory_corruption_kill_policy(early);
@@ -316,6 +324,15 @@ impl State {
                 .map(|count| count as u64),
             _ => bail!("unknown command {line:?}"),
         })
+    }
+
+    fn drain(&mut self) -> std::io::Result<u64> {
+        let mut bytes = Vec::new();
+        if let Some((out, into)) = self.pipe.take() {
+            drop(into);
+            File::from(out).read_to_end(&mut bytes)?;
+        }
+        Ok(digest(&bytes))
     }
 
     fn map(&mut self, path: &str, len: usize, kind: &str) -> std::io::Result<u64> {

@@ -275,11 +275,11 @@ impl TestFs {
         self.umount_with(UnmountFlags::empty())
     }
 
-    /// Unmounts on another thread.
-    pub fn start_umount(&mut self) -> std::thread::JoinHandle<Result<()>> {
+    /// A plain umount, for another thread to do.
+    pub fn umount_elsewhere(&mut self) -> impl FnOnce() -> Result<()> + Send + 'static {
         self.mounted = false;
         let dir = self.dir.clone();
-        std::thread::spawn(move || Ok(unmount(dir.as_str(), UnmountFlags::empty())?))
+        move || Ok(unmount(dir.as_str(), UnmountFlags::empty())?)
     }
 
     /// `umount -l`

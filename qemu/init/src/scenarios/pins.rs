@@ -3,12 +3,15 @@
 //! a wait that never ends is found by the harness.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use rustix::mount::UnmountFlags;
+use rustix::process::Pid;
+use rustix::thread::gettid;
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, pattern, ready, Ready};
@@ -17,11 +20,12 @@ use crate::channel::Channel;
 use crate::dax::{DaxDev, Driver};
 use crate::fmap::{extent, Fmap, AU};
 use crate::module;
-use crate::probe::{Probe, Reply};
+use crate::probe::{digest, Probe, Reply};
 use crate::runner::Guest;
 use crate::server::{Serve, ServedFile, TestFs, PLAIN_BYTE};
 use crate::stopping::StoppingFs;
 use crate::sys::{Kind, Mapping};
+use crate::tool::state_of;
 use crate::wire;
 
 pub const TESTS: &[(&str, Test)] = &[
@@ -35,18 +39,24 @@ pub const TESTS: &[(&str, Test)] = &[
 ];
 
 const SIGKILL: i32 = libc::SIGKILL;
-const GONE: Reply = Reply::Errno(libc::ENXIO);
+pub const GONE: Reply = Reply::Errno(libc::ENXIO);
 
 /// Three files on the last device, mounted.
-struct Setup<'a> {
-    ready: Ready,
-    device: &'a DaxDev,
+pub struct Setup<'a> {
+    pub ready: Ready,
+    pub device: &'a DaxDev,
     fmaps: [Fmap; 3],
-    fs: TestFs,
+    pub fs: TestFs,
+}
+
+fn mount(ready: &Ready, fmaps: &[Fmap; 3]) -> Result<TestFs> {
+    let files = ["file", "other", "third"].into_iter().zip(fmaps);
+    let files = files.map(|(name, fmap)| ServedFile::new(name, fmap));
+    TestFs::mount(ready.serve(files.collect()))
 }
 
 impl<'a> Setup<'a> {
-    fn new(guest: &'a Guest) -> Result<Self> {
+    pub fn new(guest: &'a Guest) -> Result<Self> {
         let ready = ready(guest)?;
         let device = guest.devices.last().context("no daxdev")?;
         let index = guest.devices.len() as u32 - 1;
@@ -54,9 +64,7 @@ impl<'a> Setup<'a> {
         for fmap in &fmaps {
             ready.fill(fmap)?;
         }
-        let files = ["file", "other", "third"].into_iter().zip(&fmaps);
-        let files = files.map(|(name, fmap)| ServedFile::new(name, fmap));
-        let fs = TestFs::mount(ready.serve(files.collect()))?;
+        let fs = mount(&ready, &fmaps)?;
         // Who touches it next finds it prepared.
         Mapping::new(&fs.open("file")?, 0, AU as usize, Kind::SharedRead)?.populate(false)?;
         Ok(Self {
@@ -68,33 +76,62 @@ impl<'a> Setup<'a> {
     }
 
     /// A process with the file mapped, all of it, and the address.
-    fn user(&self, name: &str) -> Result<(Probe, u64)> {
+    pub fn user(&self, name: &str) -> Result<(Probe, u64)> {
         let mut probe = Probe::start()?;
         let address = expect_value(probe.map(&self.fs.path(name), AU, Kind::SharedWrite)?)?;
         expect_value(probe.touch()?)?;
         Ok((probe, address))
     }
 
-    fn start_removal(&self) -> Background {
-        let device = self.device.clone();
-        Background(std::thread::spawn(move || device.unbind()))
+    /// The same, and the first page in a pipe.
+    pub fn pinner(&self, name: &str) -> Result<Probe> {
+        let (mut probe, _) = self.user(name)?;
+        ensure_eq!(probe.splice(0)?, Reply::Value(4096), "bytes spliced");
+        Ok(probe)
     }
 
-    fn finish(mut self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
         self.fs.umount().context("umount after the removal")?;
         self.device.bind(Driver::Fsdev)
     }
 }
 
-/// Something that may have to wait.
-pub struct Background(JoinHandle<Result<()>>);
+/// Something that has to wait for a pin, on a thread of its own.
+pub struct Background {
+    thread: JoinHandle<Result<()>>,
+    task: Pid,
+    /// The kernel's function in which it waits.
+    place: &'static str,
+}
 
 impl Background {
+    fn start(
+        place: &'static str,
+        work: impl FnOnce() -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
+        let (tell, told) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _ = tell.send(gettid());
+            work()
+        });
+        Ok(Self {
+            thread,
+            task: told.recv()?,
+            place,
+        })
+    }
+
+    /// Begins to unbind the device, which looks at the page again and again.
+    pub fn removal(device: &DaxDev) -> Result<Self> {
+        let device = device.clone();
+        Self::start("msleep", move || device.unbind())
+    }
+
     /// Begins to unmount, and comes back when the mount is gone from the namespace; its files are evicted after that.
     pub fn umount(fs: &mut TestFs) -> Result<Self> {
-        let umount = Self(fs.start_umount());
-        let end = Instant::now() + Duration::from_secs(60);
         let path = fs.path("");
+        let umount = Self::start("dax_break_layout_final", fs.umount_elsewhere())?;
+        let end = Instant::now() + Duration::from_secs(60);
         while std::fs::read_to_string("/proc/mounts")?.contains(path.trim_end_matches('/')) {
             ensure!(Instant::now() < end, "{path} stays mounted");
             std::thread::sleep(Duration::from_millis(5));
@@ -102,18 +139,60 @@ impl Background {
         Ok(umount)
     }
 
-    pub fn expect_waiting(&self, what: &str) -> Result<()> {
-        ensure!(!self.0.is_finished(), "{what} did not wait for the pin");
-        Ok(())
+    /// It sleeps where it waits for pins, or will soon; to have ended is an error.
+    pub fn expect_waiting(&self) -> Result<()> {
+        let place = self.place;
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            ensure!(
+                !self.thread.is_finished(),
+                "what should wait in {place} did not wait for the pin"
+            );
+            // A task that ends meanwhile has no stack.
+            let stack =
+                std::fs::read_to_string(format!("/proc/{}/stack", self.task)).unwrap_or_default();
+            if state_of(self.task) == 'D' && stack.contains(place) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < end,
+                "it does not wait in {place}, but here:\n{stack}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn join(self) -> Result<()> {
-        self.0.join().map_err(|_| anyhow!("a thread panicked"))?
+        self.thread
+            .join()
+            .map_err(|_| anyhow!("a thread panicked"))?
     }
 }
 
+pub fn inode_of(fs: &TestFs, name: &str) -> Result<u64> {
+    Ok(std::fs::metadata(fs.path(name))?.ino())
+}
+
+/// What a pipe with the first page of a file gives.
+pub fn first_page() -> Reply {
+    Reply::Value(digest(&pattern(0, 4096)))
+}
+
+/// What the module says of pages that are pinned for long: inode, seconds, processes killed.
+pub fn pinned_for_long(line: &str) -> Option<(u64, u32, u32)> {
+    let (inode, rest) = line
+        .strip_prefix("famfs: inode ")?
+        .split_once(": pages are pinned for ")?;
+    let (seconds, killed) = rest.split_once(" s, so their device can't go; processes killed: ")?;
+    Some((
+        inode.parse().ok()?,
+        seconds.parse().ok()?,
+        killed.parse().ok()?,
+    ))
+}
+
 /// Waits until nothing is mapped there.
-fn wait_until_unmapped(probe: &Probe, address: u64) -> Result<()> {
+pub fn wait_until_unmapped(probe: &Probe, address: u64) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(60);
     while probe.present(address, AU)? != (0, 0) {
         ensure!(Instant::now() < end, "the mappings stay");
@@ -125,13 +204,13 @@ fn wait_until_unmapped(probe: &Probe, address: u64) -> Result<()> {
 /// The mappings go first, of all files; then the driver waits until the pipe is gone. Nobody is killed for it.
 fn removal_waits_for_a_pipe(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let setup = Setup::new(guest)?;
-    let (mut pinner, _) = setup.user("file")?;
+    let mut pinner = setup.pinner("file")?;
     let (mut other, address) = setup.user("other")?;
-    ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
     // Not the mapping is what holds the removal up.
     ensure_eq!(pinner.unmap()?, Reply::Value(0), "munmap");
-    let removal = setup.start_removal();
+    let removal = Background::removal(setup.device)?;
     wait_until_unmapped(&other, address)?;
+    removal.expect_waiting()?;
     ensure_eq!(
         setup.fs.open_errno("file"),
         0,
@@ -140,8 +219,8 @@ fn removal_waits_for_a_pipe(guest: &Guest, _channel: &mut Channel) -> Result<()>
     ensure_eq!(pinner.pread(0, 64)?, GONE, "pread while the removal waits");
     let fault = Reply::Sigbus(libc::BUS_ADRERR, address as usize);
     ensure_eq!(other.get(0)?, fault, "a fault while the removal waits");
-    removal.expect_waiting("the removal")?;
-    ensure_eq!(pinner.drain()?, Reply::Value(0), "end of the pin");
+    removal.expect_waiting()?;
+    ensure_eq!(pinner.drain()?, first_page(), "what was pinned");
     removal.join().context("the removal after the pin")?;
     ensure_eq!(pinner.pread(0, 64)?, GONE, "pread after the removal");
     drop((pinner, other));
@@ -160,14 +239,15 @@ fn removal_waits_for_direct_io(guest: &Guest, _channel: &mut Channel) -> Result<
     let (mut pinner, address) = setup.user("file")?;
     pinner.start_direct_read(&plain.path("source"), 4096, 4096)?;
     plain.wait_until_stopped()?;
-    let removal = setup.start_removal();
+    let removal = Background::removal(setup.device)?;
     wait_until_unmapped(&pinner, address)?;
+    removal.expect_waiting()?;
     ensure_eq!(
         setup.fs.open_errno("other"),
         libc::ENXIO,
         "a first open while the removal waits"
     );
-    removal.expect_waiting("the removal")?;
+    removal.expect_waiting()?;
     plain.go_on()?;
     ensure_eq!(
         pinner.answer()?,
@@ -184,56 +264,60 @@ fn removal_waits_for_direct_io(guest: &Guest, _channel: &mut Channel) -> Result<
     setup.finish()
 }
 
-/// Who maps pages that stay pinned is killed, and with him the pin ends. Others who use the device go on. Patience is
-/// lost once, not for each file again.
+/// Who maps pages that stay pinned is killed, be it somebody else's pin, and with him the pin ends. Others who use the
+/// device go on. Patience is lost once, not for each file again.
 fn removal_kills_who_pins(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let setup = Setup::new(guest)?;
-    let mut pinners = Vec::new();
-    for name in ["file", "other"] {
-        let (mut pinner, _) = setup.user(name)?;
-        ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
-        pinners.push(pinner);
-    }
+    let mut killed = [
+        setup.pinner("file")?,
+        setup.user("file")?.0,
+        setup.pinner("other")?,
+    ];
     let (mut bystander, _) = setup.user("third")?;
+    let inodes = [inode_of(&setup.fs, "file")?, inode_of(&setup.fs, "other")?];
     let mut log = module::KernelLog::open()?;
-    let removal = setup.start_removal();
-    for pinner in &mut pinners {
+    let removal = Background::removal(setup.device)?;
+    for user in &mut killed {
         ensure_eq!(
-            pinner.answer()?,
+            user.answer()?,
             Reply::Killed(SIGKILL),
-            "a process that keeps a page pinned"
+            "a process that has a pinned page mapped"
         );
     }
     removal.join().context("the removal after the pins")?;
-    let seconds: Vec<u32> = log
+    let said: Vec<_> = log
         .new_lines()
         .iter()
-        .filter_map(|line| line.split_once("pages are pinned for ")?.1.split_once(' '))
-        .filter_map(|(seconds, _)| seconds.parse().ok())
+        .filter_map(|line| pinned_for_long(line))
         .collect();
+    let [first, (second, seconds, one)] = said[..] else {
+        bail!("the log says of pinned pages: {said:?}");
+    };
+    ensure_eq!(first, (inodes[0], 10, 2), "what the log says first");
+    ensure_eq!((second, one), (inodes[1], 1), "what it says then");
     ensure!(
-        seconds.len() == 2 && seconds.iter().all(|waited| (10..20).contains(waited)),
-        "the log says that pages were pinned for {seconds:?} s when processes were killed"
+        (10..20).contains(&seconds),
+        "the second file's pages were pinned for {seconds} s"
     );
     ensure_eq!(bystander.pread(0, 64)?, GONE, "a process without a pin");
-    drop((pinners, bystander));
+    drop((killed, bystander));
     setup.finish()
 }
 
 /// Nobody uses the file any more, and still a page is in a pipe: eviction waits, and so umount.
 fn umount_waits_for_a_pipe(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let mut setup = Setup::new(guest)?;
-    let (mut pinner, _) = setup.user("file")?;
-    ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
+    let mut pinner = setup.pinner("file")?;
     ensure_eq!(pinner.close()?, Reply::Value(0), "munmap and close");
     let umount = Background::umount(&mut setup.fs)?;
+    umount.expect_waiting()?;
     ensure_eq!(
         module::rmmod("famfs"),
         Err(rustix::io::Errno::WOULDBLOCK),
         "rmmod while an eviction waits"
     );
-    umount.expect_waiting("umount")?;
-    ensure_eq!(pinner.drain()?, Reply::Value(0), "end of the pin");
+    umount.expect_waiting()?;
+    ensure_eq!(pinner.drain()?, first_page(), "what was pinned");
     umount.join().context("umount after the pin")?;
     drop(pinner);
     module::rmmod("famfs").context("rmmod after the umount")
@@ -243,8 +327,7 @@ fn umount_waits_for_a_pipe(guest: &Guest, _channel: &mut Channel) -> Result<()> 
 /// afterwards is whoever drops the caches.
 fn reclaim_waits_for_nobody(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let setup = Setup::new(guest)?;
-    let (mut pinner, _) = setup.user("file")?;
-    ensure_eq!(pinner.splice(0)?, Reply::Value(4096), "bytes spliced");
+    let mut pinner = setup.pinner("file")?;
     ensure_eq!(pinner.close()?, Reply::Value(0), "munmap and close");
     let before = setup.fs.count(wire::LOOKUP);
     let (maps, forgotten) = (setup.fs.count(wire::GET_FMAP), setup.fs.count(wire::FORGET));
@@ -263,7 +346,7 @@ fn reclaim_waits_for_nobody(guest: &Guest, _channel: &mut Channel) -> Result<()>
     );
     ensure_eq!(setup.fs.count(wire::GET_FMAP), maps, "maps asked for");
     ensure_eq!(setup.fs.count(wire::FORGET), forgotten, "inodes evicted");
-    ensure_eq!(pinner.drain()?, Reply::Value(0), "end of the pin");
+    ensure_eq!(pinner.drain()?, first_page(), "what was pinned");
     std::fs::write("/proc/sys/vm/drop_caches", "3")?;
     setup.fs.wait_for(wire::FORGET, forgotten + 1)
 }

@@ -105,7 +105,7 @@ fn pipes_keep_their_pages(guest: &Guest, channel: &mut Channel) -> Result<()> {
         expect_delivery(first)?;
         drop((user, reader));
         let umount = Background::umount(&mut setup.fs)?;
-        umount.expect_waiting("umount")?;
+        umount.expect_waiting()?;
         expect_delivery(second)?;
         umount.join().context("umount after the pin")?;
         setup.mount_again()?;
