@@ -7,8 +7,9 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use rustix::io::Errno;
 use rustix::system::{delete_module, finit_module};
 
@@ -86,18 +87,39 @@ impl KernelLog {
 
     /// Those since the last call, without their prefixes.
     pub fn new_lines(&mut self) -> Vec<String> {
-        let mut lines = Vec::new();
+        std::iter::from_fn(|| self.next_line()).collect()
+    }
+
+    /// Waits for a message that `find` makes something of, and gives that; those behind it are left.
+    pub fn wait_for<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> Result<T> {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.next_line() {
+                Some(line) => {
+                    if let Some(found) = find(&line) {
+                        return Ok(found);
+                    }
+                }
+                None => {
+                    ensure!(Instant::now() < end, "the kernel does not say it");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+    }
+
+    fn next_line(&mut self) -> Option<String> {
         let mut buffer = [0; 8192];
         loop {
             match self.0.read(&mut buffer) {
                 Ok(len) => {
                     let text = String::from_utf8_lossy(&buffer[..len]);
                     let message = text.split_once(';').map_or("", |(_, message)| message);
-                    lines.push(message.lines().next().unwrap_or("").to_owned());
+                    return Some(message.lines().next().unwrap_or("").to_owned());
                 }
                 // EPIPE: old records were overwritten, go on with the next.
                 Err(error) if error.raw_os_error() == Some(libc::EPIPE) => (),
-                Err(_) => return lines,
+                Err(_) => return None,
             }
         }
     }

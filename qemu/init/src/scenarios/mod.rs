@@ -27,6 +27,7 @@ mod mended;
 mod messages;
 mod modules;
 mod mount8;
+mod pin_orders;
 mod pins;
 mod poison;
 mod poisoned_pins;

@@ -15,7 +15,7 @@ use rustix::thread::gettid;
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, pattern, ready, Ready};
-use super::Test;
+use super::{pin_orders, Test};
 use crate::channel::Channel;
 use crate::dax::{DaxDev, Driver};
 use crate::fmap::{extent, Fmap, AU};
@@ -33,6 +33,18 @@ pub const TESTS: &[(&str, Test)] = &[
     ("removal_waits_for_direct_io", removal_waits_for_direct_io),
     ("removal_kills_who_pins", removal_kills_who_pins),
     ("umount_waits_for_a_pipe", umount_waits_for_a_pipe),
+    (
+        "removal_during_an_eviction",
+        pin_orders::removal_during_an_eviction,
+    ),
+    (
+        "umount_during_a_removal",
+        pin_orders::umount_during_a_removal,
+    ),
+    (
+        "pinners_without_a_mapping_live",
+        pin_orders::pinners_without_a_mapping_live,
+    ),
     ("reclaim_waits_for_nobody", reclaim_waits_for_nobody),
     ("fixed_buffers_are_refused", fixed_buffers_are_refused),
     ("debuggers_see_the_removal", debuggers_see_the_removal),
@@ -73,6 +85,11 @@ impl<'a> Setup<'a> {
             device,
             fmaps,
         })
+    }
+
+    /// The same mount once more, after that one has gone.
+    pub fn mount(&self) -> Result<TestFs> {
+        mount(&self.ready, &self.fmaps)
     }
 
     /// A process with the file mapped, all of it, and the address.
