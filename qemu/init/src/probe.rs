@@ -103,6 +103,11 @@ impl Probe {
         self.ask("touch")
     }
 
+    /// The [`digest`] of a part of the mapping.
+    pub fn digest(&mut self, at: u64, len: u64) -> Result<Reply> {
+        self.ask(&format!("digest {at} {len}"))
+    }
+
     /// Writes one byte of the mapping.
     pub fn set(&mut self, at: u64, value: u8) -> Result<Reply> {
         self.ask(&format!("set {at} {value}"))
@@ -310,6 +315,7 @@ impl State {
             }
             ["hammer", what] => Err(hammer(file, mapping, what)),
             ["get", at] => Ok(u64::from(mapping.byte(at.parse()?))),
+            ["digest", at, len] => Ok(digest(&mapping.read(at.parse()?, len.parse()?))),
             ["touch"] => {
                 touch(mapping);
                 Ok(0)

@@ -30,6 +30,7 @@ mod mount8;
 mod pin_orders;
 mod pins;
 mod poison;
+mod poison_load;
 mod poisoned_pins;
 mod protocol;
 mod push;

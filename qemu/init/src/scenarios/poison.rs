@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 
@@ -12,7 +11,7 @@ use anyhow::{ensure, Context, Result};
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, first_difference, pattern, ready, Ready};
-use super::Test;
+use super::{poison_load, Test};
 use crate::channel::Channel;
 use crate::fmap::{extent, Fmap, AU};
 use crate::probe::{Probe, Reply};
@@ -25,38 +24,46 @@ pub const TESTS: &[(&str, Test)] = &[
     ("one_page_is_lost", one_page_is_lost),
     ("the_device_is_lost", the_device_is_lost),
     ("nobody_met_it", nobody_met_it),
-    ("open_while_memory_fails", open_while_memory_fails),
-    ("access_while_memory_fails", access_while_memory_fails),
     ("two_errors_at_once", two_errors_at_once),
+    (
+        "open_while_memory_fails",
+        poison_load::open_while_memory_fails,
+    ),
+    (
+        "access_while_memory_fails",
+        poison_load::access_while_memory_fails,
+    ),
+    ("the_device_under_load", poison_load::the_device_under_load),
+    ("a_range_under_load", poison_load::a_range_under_load),
 ];
 
 pub const EHWPOISON: i32 = libc::EHWPOISON;
 pub const PAGE: u64 = 4096;
 /// log2 of PAGE and of AU, as si_addr_lsb has it.
-const PAGE_LSB: u8 = 12;
+pub const PAGE_LSB: u8 = 12;
 const AU_LSB: u8 = 21;
 /// failure_policy in GET_DAXDEV's answer.
 pub const DEVICE: u16 = 1;
 pub const RANGE: u16 = 2;
 /// What the server's ioctl asks to forget errors with.
 const FORGET: u32 = 4;
-/// Where the file lies on device 0; its neighbour is right behind it.
+/// Where the first file lies on device 0; its neighbours are right behind it.
 pub const FILE_AT: u64 = 64 << 20;
+/// The last one is on another daxdev, if there is one.
+const NAMES: [&str; 4] = ["file", "neighbour", "later", "elsewhere"];
 
-/// A mount with a file and its neighbour, both with their patterns in the memory.
+/// A mount with files, all of them with their patterns in the memory.
 pub struct Setup {
     pub ready: Ready,
-    pub fmaps: [Fmap; 2],
+    pub fmaps: Vec<Fmap>,
     policy: u16,
     pub fs: TestFs,
 }
 
-fn mount(ready: &Ready, [file, neighbour]: &[Fmap; 2], policy: u16) -> Result<TestFs> {
-    let files = vec![
-        ServedFile::new("file", file),
-        ServedFile::new("neighbour", neighbour),
-    ];
-    TestFs::mount(ready.serve(files).with_policy(policy))
+fn mount(ready: &Ready, fmaps: &[Fmap], policy: u16) -> Result<TestFs> {
+    let files = NAMES.into_iter().zip(fmaps);
+    let files = files.map(|(name, fmap)| ServedFile::new(name, fmap));
+    TestFs::mount(ready.serve(files.collect()).with_policy(policy))
 }
 
 impl Setup {
@@ -64,8 +71,14 @@ impl Setup {
         let ready = ready(guest)?;
         // Every access to CXL memory is emulated, slowly.
         let size = if guest.fast { 32 * AU } else { 3 * AU };
-        let fmaps = [(FILE_AT, size), (FILE_AT + size, 2 * AU)]
-            .map(|(at, size)| Fmap::simple(size, &[extent(0, at, size)]));
+        let places = [
+            extent(0, FILE_AT, size),
+            extent(0, FILE_AT + size, 2 * AU),
+            extent(0, FILE_AT + size + 2 * AU, AU),
+            extent(1, FILE_AT, AU),
+        ];
+        let there = places.iter().filter(|at| ready.raw(at.dev).is_ok());
+        let fmaps: Vec<_> = there.map(|at| Fmap::simple(at.len, &[*at])).collect();
         for fmap in &fmaps {
             ready.fill(fmap)?;
         }
@@ -312,85 +325,6 @@ fn nobody_met_it(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     report_error(setup.pfn(at)?)?;
     expect_lost(&mut third, third_address, at).context("with nobody to be told")?;
     drop((first, second, third, copier, early));
-    setup.fs.umount().context("umount after the errors")
-}
-
-/// Opens of files go on while errors arrive, and each knows of those before it.
-fn open_while_memory_fails(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    const ROUNDS: u64 = 40;
-    let mut setup = Setup::new(guest, RANGE)?;
-    // The mount has the device only from the first open on.
-    setup.fs.open("neighbour")?;
-    for round in 0..ROUNDS {
-        // Dropped caches let the next open fetch the map anew.
-        std::fs::write("/proc/sys/vm/drop_caches", "2")?;
-        let (at, pfn) = (round * 2 * PAGE, setup.pfn(round * 2 * PAGE)?);
-        let path = setup.fs.path("file");
-        let opener = std::thread::spawn(move || File::open(path));
-        report_error(pfn)?;
-        let file = opener
-            .join()
-            .map_err(|_| anyhow::anyhow!("the opener panicked"))??;
-        let errno = |at| read_errno(&file, at);
-        ensure_eq!(errno(at), EHWPOISON, "pread of lost page {round}");
-        ensure_eq!(errno(at + PAGE), 0, "pread behind lost page {round}");
-    }
-    setup.fs.umount().context("umount after the errors")
-}
-
-/// Reads and faults go on in the 2 MiB where errors arrive, one page further to the front each time. A read ends at an
-/// error that was there when it began, and no fault maps the page of one.
-fn access_while_memory_fails(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    const ROUNDS: u64 = 40;
-    let mut setup = Setup::new(guest, RANGE)?;
-    let (file, other) = (setup.fs.open("file")?, setup.fs.open("file")?);
-    // First lost byte of the 2 MiB: that of an error about to be reported, and of one that was.
-    let coming = Arc::new(AtomicU64::new(AU));
-    let done = Arc::new(AtomicU64::new(AU));
-    let limits = || (Arc::clone(&coming), Arc::clone(&done));
-    let (coming_read, done_read) = limits();
-    let reader = std::thread::spawn(move || -> Result<()> {
-        let mut bytes = vec![0; AU as usize];
-        while coming_read.load(SeqCst) > 0 {
-            let most = done_read.load(SeqCst);
-            let count = file.read_at(&mut bytes, AU)? as u64;
-            let least = coming_read.load(SeqCst);
-            ensure!(
-                least <= count && count <= most,
-                "pread gave {count:#x} bytes, expected {least:#x} to {most:#x}"
-            );
-        }
-        Ok(())
-    });
-    let (coming_fault, done_fault) = limits();
-    let faulter = std::thread::spawn(move || -> Result<()> {
-        let mapping = Mapping::new(&other, AU, AU as usize, Kind::SharedRead)?;
-        while coming_fault.load(SeqCst) > 0 {
-            let lost = done_fault.load(SeqCst);
-            mapping.drop_entries(0, AU as usize)?;
-            mapping.byte(0);
-            let page = mapping.address() as u64 + lost;
-            ensure!(
-                !scan_pages(&mapping)?
-                    .iter()
-                    .any(|region| region.start <= page && page < region.end),
-                "the lost page at {lost:#x} is mapped"
-            );
-        }
-        Ok(())
-    });
-    for at in (1..=ROUNDS).map(|round| AU - round * 2 * PAGE) {
-        coming.store(at, SeqCst);
-        report_error(setup.pfn(AU + at)?)?;
-        done.store(at, SeqCst);
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    coming.store(0, SeqCst);
-    for thread in [reader, faulter] {
-        thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-    }
     setup.fs.umount().context("umount after the errors")
 }
 

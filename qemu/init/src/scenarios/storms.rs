@@ -264,7 +264,7 @@ fn fail_in_a_storm(guest: &Guest, ready: &Ready, policy: u16, round: u64) -> Res
 }
 
 /// Tells of a memory error in a process that has nothing mapped: who tells is killed if he has.
-fn report_apart(pfn: u64) -> Result<()> {
+pub fn report_apart(pfn: u64) -> Result<()> {
     let command = format!("echo {pfn:#x} > /sys/kernel/debug/hwpoison/corrupt-pfn");
     let status = Command::new("busybox")
         .args(["sh", "-c", &command])
