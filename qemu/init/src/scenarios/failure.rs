@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A hardware memory error under a mount: it hurts whoever uses that device, and nobody else.
 
+use std::fs::File;
+
 use anyhow::{ensure, Context, Result};
+use serde_json::Value;
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, one_extent, ready};
+use super::poison::{read_errno, report_error};
+use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::dax::Driver;
@@ -14,11 +19,12 @@ use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::server::{ServedFile, TestFs};
 use crate::sys::Kind;
-use crate::tool::debugfs_file;
+use crate::tool::{debugfs_file, famfs, getmap};
 
 pub const TESTS: &[(&str, Test)] = &[
     ("poison_fails_the_device", poison_fails_the_device),
     ("poison_fails_the_range", poison_fails_the_range),
+    ("the_mount_option_counts", the_mount_option_counts),
     ("removal_takes_the_mappings", removal_takes_the_mappings),
 ];
 
@@ -175,6 +181,35 @@ fn poison_fails_the_range(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     ensure_eq!(probe.get(at + 9)?, lost, "a fault on the poisoned page");
     drop((poisoner, probe));
     fs.umount().context("umount after the error")?;
+    module::rmmod("famfs").context("rmmod famfs")
+}
+
+/// `famfs mount --failure device` counts where the module was loaded with `failure_range=1`, which counts without it.
+fn the_mount_option_counts(guest: &Guest, _channel: &mut Channel) -> Result<()> {
+    module::reload_famfs(c"failure_range=1")?;
+    let mounted = Mounted::new(guest, 1)?;
+    famfs(&["cp", &source("lost", 2 * AU)?, MOUNTPOINT])?;
+    let (_, offset, _) = *getmap(&at("lost"))?.first().context("no extent")?;
+    let pfn = mounted.ready.raw(0)?.pfn(offset + 5 * PAGE);
+    let device = mounted.ready.paths.first().context("no daxdev")?;
+    for (options, policy, behind) in [
+        (&["mount"][..], "default", 0),
+        (&["mount", "--failure", "device"], "device", EHWPOISON),
+    ] {
+        umount()?;
+        famfs(&[options, &[device, MOUNTPOINT]].concat())?;
+        let status: Value = serde_json::from_str(&famfs(&["status", "--json", MOUNTPOINT])?)?;
+        ensure_eq!(status["failure"], policy, "the policy that status shows");
+        let file = File::open(at("lost"))?;
+        report_error(pfn)?;
+        let lost = read_errno(&file, 5 * PAGE);
+        ensure_eq!(lost, EHWPOISON, "pread of the lost page, {policy}");
+        let errno = read_errno(&file, 6 * PAGE);
+        ensure_eq!(errno, behind, "pread behind it, {policy}");
+        famfs(&["clear-error", MOUNTPOINT])?;
+        ensure_eq!(read_errno(&file, 5 * PAGE), 0, "pread in the end");
+    }
+    umount()?;
     module::rmmod("famfs").context("rmmod famfs")
 }
 

@@ -10,7 +10,7 @@ use serde_json::{json, Value};
 
 use super::fixture::{ensure_eq, pattern};
 use super::poison::{
-    expect_lost, read_errno, report_error, shown, Setup, EHWPOISON, FILE_AT, PAGE, RANGE,
+    expect_lost, read_errno, report_error, shown, Setup, DEVICE, EHWPOISON, FILE_AT, PAGE, RANGE,
 };
 use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
@@ -135,7 +135,16 @@ fn cleared_by_the_tool(guest: &Guest, _channel: &mut Channel) -> Result<()> {
 /// Poison that QEMU puts into the CXL device: it is in the device's list of media errors, memory_failure() at its
 /// address has the answers of any other memory, and what the device clears is used again.
 fn poison_in_the_device(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    let mut setup = Setup::new(guest, RANGE)?;
+    for policy in [DEVICE, RANGE] {
+        channel.step(&format!("poison in the device, failure_policy {policy}"));
+        Setup::new(guest, policy)
+            .and_then(|setup| poison_and_clear(setup, channel, policy))
+            .with_context(|| format!("failure_policy {policy}"))?;
+    }
+    Ok(())
+}
+
+fn poison_and_clear(mut setup: Setup, channel: &mut Channel, policy: u16) -> Result<()> {
     let at = AU + 11 * PAGE;
     // One device, one region, no interleaving: dax offset and device address are one.
     let address = FILE_AT + at + 128;
@@ -153,11 +162,29 @@ fn poison_in_the_device(guest: &Guest, channel: &mut Channel) -> Result<()> {
 
     let (mut user, user_address) = setup.user("file", Kind::SharedWrite)?;
     let (mut other, other_address) = setup.user("file", Kind::SharedWrite)?;
+    let (mut reader, _) = setup.user("file", Kind::SharedWrite)?;
     report_error(setup.pfn(at)?)?;
     expect_lost(&mut user, user_address, at)?;
     expect_lost(&mut other, other_address, at).context("the other process")?;
-    setup.expect_the_rest(Some(at))?;
-    drop((user, other));
+    let errno = Reply::Errno(EHWPOISON);
+    let unless_device = |count| match policy {
+        RANGE => Reply::Value(count),
+        _ => Reply::Errno(EHWPOISON),
+    };
+    for (what, pos, len, reply) in [
+        ("across its begin", at - 100, 2 * PAGE, unless_device(100)),
+        ("from its begin on", at, 2 * PAGE, errno.clone()),
+        ("of the poison", at + 128, 64, errno.clone()),
+        ("of its last byte", at + PAGE - 1, 2, errno.clone()),
+        ("behind it", at + PAGE, PAGE, unless_device(PAGE)),
+    ] {
+        ensure_eq!(reader.pread(pos, len)?, reply, "pread {what}");
+    }
+    ensure_eq!(reader.pwrite(at + 128, 64)?, errno, "pwrite of the poison");
+    if policy == RANGE {
+        setup.expect_the_rest(Some(at))?;
+    }
+    drop((user, other, reader));
 
     let clear = "/sys/kernel/debug/cxl/mem0/clear_poison";
     std::fs::write(clear, format!("{address:#x}")).context(clear)?;

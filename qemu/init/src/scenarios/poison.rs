@@ -14,7 +14,7 @@ use super::fixture::{ensure_eq, first_difference, pattern, ready, Ready};
 use super::{poison_load, Test};
 use crate::channel::Channel;
 use crate::fmap::{extent, Fmap, AU};
-use crate::probe::{Probe, Reply};
+use crate::probe::{digest, Probe, Reply};
 use crate::runner::Guest;
 use crate::server::{ServedFile, TestFs};
 use crate::sys::{scan_pages, Kind, Mapping, PAGE_IS_HUGE};
@@ -270,19 +270,55 @@ fn one_page_is_lost(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         ],
         "debugfs"
     );
+
+    // Around it pages of 4 KiB are mapped by now, and the next error takes one of them.
+    let next = at + 2 * PAGE;
+    let (mut met, met_address) = setup.user("file", Kind::SharedWrite)?;
+    let hit = Reply::Sigbus(libc::BUS_MCEERR_AR, (met_address + next) as usize);
+    ensure_eq!(met.poison(next)?, hit, "who met the next error");
+    ensure_eq!(met.lsb(), Some(PAGE_LSB), "si_addr_lsb there");
     drop((met, other, writer, neighbour));
-    setup.fs.umount().context("umount after the error")
+    setup.fs.umount().context("umount after the errors")
 }
 
-/// Policy `device`, asked for by the server: the neighbour is lost as well.
+/// Policy `device`, asked for by the server: the neighbour is lost as well, but for what somebody has mapped already. Of
+/// that the 2 MiB entry goes in which the error is.
 fn the_device_is_lost(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let mut setup = Setup::new(guest, DEVICE)?;
     let at = AU + 7 * PAGE;
     let (mut met, met_address) = setup.user("file", Kind::SharedWrite)?;
     let (mut other, other_address) = setup.user("file", Kind::SharedWrite)?;
+    let (mut idle, idle_address) = setup.user("file", Kind::SharedRead)?;
+    let (mut beside, beside_address) = setup.user("file", Kind::SharedRead)?;
+    let (mut neighbour, _) = setup.user("neighbour", Kind::SharedWrite)?;
+    // Mapped for stores as well.
+    let store = |neighbour: &mut Probe| neighbour.set(7, pattern(7, 1)[0]);
+    ensure_eq!(store(&mut neighbour)?, Reply::Value(0), "a store");
+    let size = setup.size();
+    let present = idle.present(idle_address, size)?;
+    ensure_eq!(present, (size, size), "bytes present at first");
     let hit = Reply::Sigbus(libc::BUS_MCEERR_AR, (met_address + at) as usize);
     ensure_eq!(met.poison(at)?, hit, "the process that met the error");
     expect_lost(&mut other, other_address, at).context("the other process")?;
+    let present = idle.present(idle_address, size)?;
+    ensure_eq!(present, (size - AU, size - AU), "bytes present afterwards");
+    let expect_still = |user: &mut Probe, at: u64, len: u64| -> Result<()> {
+        let bytes = Reply::Value(digest(&pattern(at, len as usize)));
+        ensure_eq!(user.digest(at, len)?, bytes, "mapped bytes from {at:#x} on");
+        Ok(())
+    };
+    expect_still(&mut idle, 0, AU)?;
+    expect_still(&mut idle, 2 * AU, size - 2 * AU)?;
+    expect_still(&mut neighbour, 0, 2 * AU).context("the neighbour")?;
+    let stored = store(&mut neighbour)?;
+    ensure_eq!(stored, Reply::Value(0), "a store to what is mapped");
+    for (user, address, at) in [
+        (&mut idle, idle_address, AU),
+        (&mut beside, beside_address, at + PAGE),
+    ] {
+        let fault = Reply::Sigbus(libc::BUS_ADRERR, (address + at) as usize);
+        ensure_eq!(user.get(at)?, fault, "another page of the 2 MiB");
+    }
     for name in ["file", "neighbour"] {
         let mut user = Probe::start()?;
         let address = expect_value(user.map(&setup.fs.path(name), AU, Kind::SharedWrite)?)?;
@@ -293,8 +329,20 @@ fn the_device_is_lost(guest: &Guest, _channel: &mut Channel) -> Result<()> {
         ensure_eq!(user.get(5)?, fault, "a fault in {name}");
     }
     ensure_eq!(shown(&setup.fs)?[0], "failed policy=device", "debugfs");
-    drop((met, other));
+    drop((met, other, idle, beside, neighbour));
     setup.fs.umount().context("umount after the error")
+}
+
+/// Reports an error in a page that a process has mapped who wants to be told at once.
+fn expect_early_signal(setup: &Setup, at: u64, lsb: u8) -> Result<()> {
+    let (mut early, address) = setup.user("file", Kind::SharedRead)?;
+    expect_value(early.get(at)?)?;
+    ensure_eq!(early.ask_for_early_kill()?, Reply::Value(0), "PR_MCE_KILL");
+    report_error(setup.pfn(at)?)?;
+    let told = Reply::Sigbus(libc::BUS_MCEERR_AO, (address + at) as usize);
+    ensure_eq!(early.answer()?, told, "the early signal");
+    ensure_eq!(early.lsb(), Some(lsb), "si_addr_lsb of the early signal");
+    Ok(())
 }
 
 /// An error that was found before anybody used the page: who has it mapped is told by the next access, or at once if
@@ -306,13 +354,7 @@ fn nobody_met_it(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     let (mut second, second_address) = setup.user("file", Kind::SharedRead)?;
     let (mut copier, _) = setup.user("file", Kind::Private)?;
     ensure_eq!(copier.set(at, 77)?, Reply::Value(0), "a private copy");
-    let (mut early, early_address) = setup.user("file", Kind::SharedRead)?;
-    ensure_eq!(early.ask_for_early_kill()?, Reply::Value(0), "PR_MCE_KILL");
-
-    report_error(setup.pfn(at)?)?;
-    let told = Reply::Sigbus(libc::BUS_MCEERR_AO, (early_address + at) as usize);
-    ensure_eq!(early.answer()?, told, "the early signal");
-    ensure_eq!(early.lsb(), Some(AU_LSB), "si_addr_lsb of the early signal");
+    expect_early_signal(&setup, at, AU_LSB)?;
     expect_lost(&mut first, first_address, at).context("one process")?;
     expect_lost(&mut second, second_address, at).context("another process")?;
     ensure_eq!(copier.get(at)?, Reply::Value(77), "the private copy");
@@ -324,7 +366,10 @@ fn nobody_met_it(guest: &Guest, _channel: &mut Channel) -> Result<()> {
     ensure!(matches!(third.get(at)?, Reply::Value(_)), "a good page");
     report_error(setup.pfn(at)?)?;
     expect_lost(&mut third, third_address, at).context("with nobody to be told")?;
-    drop((first, second, third, copier, early));
+
+    // And once more, where pages of 4 KiB are mapped.
+    expect_early_signal(&setup, at + 2 * PAGE, PAGE_LSB)?;
+    drop((first, second, third, copier));
     setup.fs.umount().context("umount after the errors")
 }
 
