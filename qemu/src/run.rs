@@ -180,14 +180,15 @@ impl Job {
     }
 
     fn plan(&self, order: Order) -> Vec<String> {
+        let debug = format!("famfs.debug={}", u8::from(order.debug));
         if self.kind == Kind::Demo {
-            return vec!["famfs.mode=demo".to_owned()];
+            return vec!["famfs.mode=demo".to_owned(), debug];
         }
         vec![
+            debug,
             "famfs.mode=test".to_owned(),
             format!("famfs.name={}", self.name),
             format!("famfs.scenarios={}", self.scenarios),
-            format!("famfs.debug={}", u8::from(order.debug)),
             format!("famfs.only={}", order.only),
             format!("famfs.seed={}", order.seed),
         ]

@@ -47,6 +47,9 @@ pub fn main() -> ExitCode {
 
 fn carry_out(channel: &mut Channel) -> Result<()> {
     let plan = Plan::read()?;
+    if plan.debug {
+        expect_checkers()?;
+    }
     channel.step("set up the dax devices");
     if plan.mode == Mode::Demo {
         return demo::run(channel, &plan);
@@ -65,9 +68,6 @@ fn carry_out(channel: &mut Channel) -> Result<()> {
 }
 
 fn run_tests(channel: &mut Channel, plan: &Plan, guest: &Guest) -> Result<()> {
-    if plan.debug {
-        expect_checkers()?;
-    }
     let tests = scenarios::select(plan)?;
     let search = kmemleak::is_there() && !tests.is_empty();
     channel.line("KTAP version 1");

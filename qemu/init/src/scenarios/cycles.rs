@@ -26,8 +26,8 @@ pub const TESTS: &[(&str, Test)] = &[
 
 /// The full number is for the debug tier, which has the time.
 const CYCLES: (u32, u32) = (1000, 60);
-/// So many that one object each time is more than what comes and goes.
-const RELOADS: u32 = 240;
+/// So many that one object or page each time is more than what comes and goes.
+const RELOADS: u32 = 400;
 const WARM_UP: u32 = 20;
 /// One of so many cycles loads the module anew.
 const RELOAD: u32 = 10;
