@@ -4,20 +4,21 @@
 //! the round with seed N first, start with N.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use rustix::io::Errno;
 use rustix::mount::{unmount, UnmountFlags};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use super::fixture::ensure_eq;
 use super::poison::read_errno;
 use super::soak_client::{
-    expected, path, share, Client, Counts, Round, Written, CLIENTS, FILES, SIZE,
+    expected, share, Client, Counts, Placed, Round, Written, CLIENTS, FILES, SIZE, STRIPS,
 };
-use super::tool::{source, umount, Mounted, MOUNTPOINT};
+use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
 use crate::dax::Driver;
@@ -26,13 +27,13 @@ use crate::module;
 use crate::probe::{Probe, Reply};
 use crate::runner::Guest;
 use crate::sys::Kind;
-use crate::tool::{famfs, getmap, server, signal_server, Connection};
+use crate::tool::{famfs, getmap, server, signal_server, wait_for_state, Connection};
 
 pub const TESTS: &[(&str, Test)] = &[("random_order", random_order)];
 
 const EVENTS_PER_ROUND: u64 = 6;
 /// With so many rounds, everything has happened.
-const ROUNDS_WITH_ALL: u64 = 40;
+const ROUNDS_WITH_ALL: u64 = 60;
 
 /// What happens to a mount while the clients use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,14 +70,10 @@ impl Event {
 
 fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
     let mounted = Mounted::new(guest, 2)?;
-    let from = source("soak", SIZE)?;
-    let mut daxdevs = Vec::new();
-    for file in 0..FILES {
-        let strips = if file % 2 == 0 { "1" } else { "2" };
-        famfs(&["cp", "--nstrips", strips, &from, &path(file)])?;
-        let extents = getmap(&path(file))?.into_iter();
-        daxdevs.push(extents.map(|(daxdev, ..)| daxdev as usize).collect());
-    }
+    let files: Vec<_> = (0..FILES)
+        .zip(STRIPS)
+        .map(|(number, strips)| place(number, strips))
+        .collect::<Result<_>>()?;
     umount()?;
     let mut written = vec![Written::new(); CLIENTS as usize];
     let (started, counts, mut seed) = (Instant::now(), Counts::default(), guest.seed);
@@ -90,7 +87,7 @@ fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
             module::reload_famfs(parameter)?;
             policy = Some(range);
         }
-        let round = Round::new(range, &daxdevs);
+        let round = Round::new(range, &files);
         let count = 1 + rng.below(EVENTS_PER_ROUND);
         let events: Vec<_> = (0..count).map(|_| Event::pick(&mut rng)).collect();
         let said = format!("seed {seed}, failure_range={}: {events:?}", u8::from(range));
@@ -108,8 +105,8 @@ fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
         seed += 1;
     }
     mounted.mount()?;
-    for file in 0..FILES {
-        let got = fs::read(path(file))?;
+    for (file, placed) in (0..).zip(&files) {
+        let got = fs::read(at(&placed.name))?;
         let shares = written.iter().enumerate();
         let want: Vec<u8> = shares
             .flat_map(|(id, written)| {
@@ -128,6 +125,23 @@ fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
     expect_work(&counts)
 }
 
+/// A file with its strips on these daxdevs, so that a seed's events meet the same memory each time: famfs chooses at
+/// random.
+fn place(number: u64, strips: &[usize]) -> Result<Placed> {
+    let from = source("soak", SIZE)?;
+    let nstrips = strips.len().to_string();
+    for attempt in 0..64 {
+        let name = format!("file{number}.{attempt}");
+        famfs(&["cp", "--nstrips", &nstrips, &from, &at(&name)])?;
+        let extents = getmap(&at(&name))?.into_iter();
+        let got: Vec<_> = extents.map(|(daxdev, ..)| daxdev as usize).collect();
+        if got == strips {
+            return Ok(Placed { name, strips: got });
+        }
+    }
+    bail!("no file gets its strips on {strips:?}")
+}
+
 /// A soak in which little happens shows little.
 fn expect_work(counts: &Counts) -> Result<()> {
     let rounds = counts.of("Round");
@@ -136,10 +150,10 @@ fn expect_work(counts: &Counts) -> Result<()> {
         ensure!(count >= rounds, "only {count} times {what}");
     }
     if rounds >= ROUNDS_WITH_ALL {
-        for what in ["PauseServer", "KillServer", "Abort", "LazyUmount"] {
-            ensure!(counts.of(what) > 0, "never {what}");
-        }
-        for what in ["Poison", "Unbind", "Sigbus", "FailedAccess", "Checked"] {
+        let events =
+            "DropCaches RefusedRmmod PauseServer KillServer Abort LazyUmount Poison Unbind";
+        let answers = "FailedOpen FailedAccess Sigbus Checked";
+        for what in events.split(' ').chain(answers.split(' ')) {
             ensure!(counts.of(what) > 0, "never {what}");
         }
     }
@@ -159,8 +173,9 @@ fn one_round(
     let mut controller = Controller {
         guest,
         round,
+        server: server()?,
         connection: Connection::of(MOUNTPOINT)?,
-        detached: false,
+        root: File::open(MOUNTPOINT)?,
         kept: Vec::new(),
     };
     std::thread::scope(|scope| {
@@ -196,9 +211,13 @@ fn one_round(
     })?;
     controller.expect_damage(counts)?;
     counts.add("Round");
-    if !controller.detached {
+    let server = controller.server;
+    drop(controller);
+    if !round.is_detached() {
         umount()?;
     }
+    // The next round must not take it for its own.
+    wait_for_state(server, "ZX").context("the server after the mount")?;
     put_right(guest, round)
 }
 
@@ -216,8 +235,10 @@ fn put_right(guest: &Guest, round: &Round) -> Result<()> {
 struct Controller<'a> {
     guest: &'a Guest,
     round: &'a Round<'a>,
+    server: Pid,
     connection: Connection,
-    detached: bool,
+    /// The mount lives as long as this is open, and files are found by it, in the tree or not.
+    root: File,
     /// Files open since before they were damaged, where, and what reading that must fail with.
     kept: Vec<(u64, File, u64, i32)>,
 }
@@ -228,37 +249,33 @@ impl Controller<'_> {
         match event {
             Event::Nothing => (),
             Event::DropCaches => fs::write("/proc/sys/vm/drop_caches", "3")?,
-            Event::RefusedRmmod if self.detached => return Ok(false),
             Event::RefusedRmmod => {
                 ensure_eq!(module::rmmod("famfs"), Err(Errno::WOULDBLOCK), "rmmod");
             }
-            Event::PauseServer | Event::KillServer | Event::Abort | Event::LazyUmount
-                if self.round.is_dead() =>
-            {
+            Event::PauseServer | Event::KillServer if self.round.is_unserved() => {
                 return Ok(false);
             }
             Event::PauseServer => {
-                let pid = server()?;
-                signal_server(pid, Signal::STOP, "T")?;
+                signal_server(self.server, Signal::STOP, "T")?;
                 std::thread::sleep(Duration::from_millis(200));
-                signal_server(pid, Signal::CONT, "RSDZX")?;
+                signal_server(self.server, Signal::CONT, "RSDZX")?;
             }
             Event::KillServer => {
-                self.round.dead.store(true, Ordering::SeqCst);
-                signal_server(server()?, Signal::KILL, "ZX")?;
+                self.round.unserved.store(true, Ordering::SeqCst);
+                signal_server(self.server, Signal::KILL, "ZX")?;
             }
             Event::Abort => {
-                self.round.dead.store(true, Ordering::SeqCst);
+                self.round.unserved.store(true, Ordering::SeqCst);
                 self.connection.abort()?;
             }
+            Event::LazyUmount if self.round.is_detached() => return Ok(false),
             Event::LazyUmount => {
-                self.round.dead.store(true, Ordering::SeqCst);
+                self.round.detached.store(true, Ordering::SeqCst);
                 unmount(MOUNTPOINT, UnmountFlags::DETACH)?;
-                self.detached = true;
             }
             Event::Poison { file, page } => return self.poison(file, page * 4096),
             Event::Unbind(index) => {
-                self.keep_files_of(index);
+                self.keep_files_of(index)?;
                 self.round.unbound().insert(index);
                 let device = self.guest.devices.get(index).context("two daxdevs")?;
                 device.bind(Driver::Devdax)?;
@@ -267,11 +284,30 @@ impl Controller<'_> {
         Ok(true)
     }
 
+    fn path(&self, file: u64) -> Result<String> {
+        let (pid, root) = (std::process::id(), self.root.as_raw_fd());
+        let name = &self.round.file(file)?.name;
+        Ok(format!("/proc/{pid}/fd/{root}/{name}"))
+    }
+
+    /// None if there is a reason why it can't be opened.
+    fn open(&self, file: u64) -> Result<Option<File>> {
+        match File::open(self.path(file)?) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(-1);
+                self.round.excuse_open(file, errno).map(|()| None)
+            }
+        }
+    }
+
     /// By a process that maps the page, unless the file or the page can't be had any more.
     fn poison(&mut self, file: u64, pos: u64) -> Result<bool> {
-        let kept = File::open(path(file));
+        let Some(kept) = self.open(file)? else {
+            return Ok(false);
+        };
         let mut probe = Probe::start()?;
-        let address = match probe.map(&path(file), SIZE, Kind::SharedWrite)? {
+        let address = match probe.map(&self.path(file)?, SIZE, Kind::SharedWrite)? {
             Reply::Value(address) => address,
             Reply::Errno(errno) => {
                 self.round.excuse_open(file, errno)?;
@@ -287,26 +323,29 @@ impl Controller<'_> {
         self.round.poisoned().insert((file, pos / 4096));
         let met = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + pos) as usize);
         ensure_eq!(probe.poison(pos)?, met, "the process that met the error");
-        self.kept.push((file, kept?, pos, libc::EHWPOISON));
+        self.kept.push((file, kept, pos, libc::EHWPOISON));
         Ok(true)
     }
 
-    /// Files that lie on this daxdev alone, as far as they can be had.
-    fn keep_files_of(&mut self, daxdev: usize) {
-        for (file, daxdevs) in (0..).zip(self.round.daxdevs) {
-            if daxdevs.iter().eq([&daxdev]) {
-                let opened = File::open(path(file)).ok();
-                let kept = opened.map(|opened| (file, opened, 0, libc::ENXIO));
-                self.kept.extend(kept);
+    /// The files with a strip on this daxdev, as far as they can be had.
+    fn keep_files_of(&mut self, daxdev: usize) -> Result<()> {
+        for (file, placed) in (0..).zip(self.round.files) {
+            let Some(strip) = placed.strips.iter().position(|on| *on == daxdev) else {
+                continue;
+            };
+            if let Some(opened) = self.open(file)? {
+                let pos = share(strip as u64).0;
+                self.kept.push((file, opened, pos, libc::ENXIO));
             }
         }
+        Ok(())
     }
 
     /// What was damaged is so until the end.
     fn expect_damage(&mut self, counts: &Counts) -> Result<()> {
         for (file, opened, pos, errno) in self.kept.drain(..) {
             // A removal goes before an error that was there.
-            if errno == libc::EHWPOISON && self.round.is_gone(file)? {
+            if errno == libc::EHWPOISON && self.round.is_gone(file, pos)? {
                 continue;
             }
             let got = read_errno(&opened, pos);

@@ -17,21 +17,30 @@ use crate::hostile::Rng;
 use crate::probe::{Probe, Reply};
 use crate::sys::Kind;
 
-pub const FILES: u64 = 6;
+/// The daxdevs of each file's strips.
+pub const STRIPS: [&[usize]; 6] = [&[0], &[0, 1], &[1], &[1, 0], &[0], &[0, 1]];
+pub const FILES: u64 = STRIPS.len() as u64;
 pub const CLIENTS: u64 = 3;
 /// Bytes of a file that belong to one client: nobody else writes there.
 const SHARE: u64 = AU;
 pub const SIZE: u64 = CLIENTS * SHARE - 4219;
 const PAGE: u64 = 4096;
 
+/// A file, and the daxdevs of its strips: a share lies in one strip.
+pub struct Placed {
+    pub name: String,
+    pub strips: Vec<usize>,
+}
+
 /// What the clients must put up with in this round, from a moment before it is true.
 pub struct Round<'a> {
     /// The policy of memory errors.
     pub range: bool,
-    /// The daxdevs that each file has memory on.
-    pub daxdevs: &'a [BTreeSet<usize>],
-    /// Files can't be opened any more.
-    pub dead: AtomicBool,
+    pub files: &'a [Placed],
+    /// The server or the connection has ended.
+    pub unserved: AtomicBool,
+    /// The mount is not in the tree any more.
+    pub detached: AtomicBool,
     /// File and page.
     poisoned: Mutex<BTreeSet<(u64, u64)>>,
     /// Daxdevs without a driver.
@@ -40,19 +49,24 @@ pub struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    pub fn new(range: bool, daxdevs: &'a [BTreeSet<usize>]) -> Self {
+    pub fn new(range: bool, files: &'a [Placed]) -> Self {
         Self {
             range,
-            daxdevs,
-            dead: AtomicBool::new(false),
+            files,
+            unserved: AtomicBool::new(false),
+            detached: AtomicBool::new(false),
             poisoned: Mutex::default(),
             unbound: Mutex::default(),
             over: AtomicBool::new(false),
         }
     }
 
-    pub fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::SeqCst)
+    pub fn is_unserved(&self) -> bool {
+        self.unserved.load(Ordering::SeqCst)
+    }
+
+    pub fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::SeqCst)
     }
 
     pub fn poisoned(&self) -> MutexGuard<'_, BTreeSet<(u64, u64)>> {
@@ -63,13 +77,19 @@ impl<'a> Round<'a> {
         self.unbound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn daxdevs(&self, file: u64) -> Result<&BTreeSet<usize>> {
-        self.daxdevs.get(file as usize).context("no such file")
+    pub fn file(&self, number: u64) -> Result<&Placed> {
+        self.files.get(number as usize).context("no such file")
     }
 
-    /// Whether the file has memory on a daxdev that has gone.
-    pub fn is_gone(&self, file: u64) -> Result<bool> {
-        Ok(!self.daxdevs(file)?.is_disjoint(&self.unbound()))
+    fn daxdev(&self, file: u64, pos: u64) -> Result<usize> {
+        let strips = self.file(file)?.strips.iter().cycle();
+        let strip = strips.copied().nth((pos / SHARE) as usize);
+        strip.context("a file without strips")
+    }
+
+    /// Whether the file's memory at `pos` is on a daxdev that has gone.
+    pub fn is_gone(&self, file: u64, pos: u64) -> Result<bool> {
+        Ok(self.unbound().contains(&self.daxdev(file, pos)?))
     }
 
     /// Whether reads and writes of the file at `pos` may meet a memory error.
@@ -77,8 +97,9 @@ impl<'a> Round<'a> {
         if self.range {
             return Ok(self.poisoned().contains(&(file, pos / PAGE)));
         }
-        for (other, _) in self.poisoned().iter() {
-            if !self.daxdevs(file)?.is_disjoint(self.daxdevs(*other)?) {
+        let daxdev = self.daxdev(file, pos)?;
+        for (other, page) in self.poisoned().iter() {
+            if self.daxdev(*other, page * PAGE)? == daxdev {
                 return Ok(true);
             }
         }
@@ -87,11 +108,17 @@ impl<'a> Round<'a> {
 
     /// What an open may fail with by now.
     pub fn excuse_open(&self, file: u64, errno: i32) -> Result<()> {
-        let dead = [libc::ENOTCONN, libc::ECONNABORTED, libc::ENOENT];
-        // While its driver goes, when it has none, and when it has another.
-        let gone = [libc::ENODEV, libc::ENXIO, libc::EOPNOTSUPP];
-        let excused =
-            self.is_dead() && dead.contains(&errno) || self.is_gone(file)? && gone.contains(&errno);
+        let excused = match errno {
+            libc::ENOENT => self.is_detached(),
+            libc::ENOTCONN | libc::ECONNABORTED => self.is_unserved(),
+            // While its driver goes, when it has none, and when it has another.
+            libc::ENODEV | libc::ENXIO | libc::EOPNOTSUPP => {
+                let unbound = self.unbound();
+                let mut strips = self.file(file)?.strips.iter();
+                strips.any(|daxdev| unbound.contains(daxdev))
+            }
+            _ => false,
+        };
         ensure!(excused, "open of file {file} failed with errno {errno}");
         Ok(())
     }
@@ -100,7 +127,7 @@ impl<'a> Round<'a> {
     fn excuse_access(&self, file: u64, pos: u64, errno: i32) -> Result<()> {
         let excused = match errno {
             libc::EHWPOISON => self.is_lost(file, pos)?,
-            libc::ENXIO => self.is_gone(file)?,
+            libc::ENXIO => self.is_gone(file, pos)?,
             _ => false,
         };
         ensure!(excused, "errno {errno} at {pos:#x} of file {file}");
@@ -109,8 +136,8 @@ impl<'a> Round<'a> {
 
     /// Whether a read or a write may end before `end`.
     fn excuse_short(&self, file: u64, end: u64) -> Result<()> {
-        let excused =
-            self.is_gone(file)? || self.is_lost(file, end)? && (!self.range || end % PAGE == 0);
+        let excused = self.is_gone(file, end)?
+            || self.is_lost(file, end)? && (!self.range || end % PAGE == 0);
         ensure!(excused, "an access to file {file} ended at {end:#x}");
         Ok(())
     }
@@ -121,7 +148,7 @@ impl<'a> Round<'a> {
             Reply::Sigbus(_, at) if at as u64 != address + pos => false,
             Reply::Sigbus(libc::BUS_MCEERR_AR, _) => self.poisoned().contains(&(file, pos / PAGE)),
             Reply::Sigbus(libc::BUS_ADRERR, _) => {
-                self.is_gone(file)? || !self.range && self.is_lost(file, pos)?
+                self.is_gone(file, pos)? || !self.range && self.is_lost(file, pos)?
             }
             _ => false,
         };
@@ -168,10 +195,6 @@ impl fmt::Display for Counts {
 
 /// The bytes of a client's share of each file that are not those of the pattern.
 pub type Written = BTreeMap<(u64, u64), u8>;
-
-pub fn path(file: u64) -> String {
-    at(&format!("file{file}"))
-}
 
 /// Where a client's bytes lie in each file.
 pub fn share(id: u64) -> (u64, u64) {
@@ -239,7 +262,8 @@ impl<'a> Client<'a> {
     fn open(&mut self) -> Result<()> {
         self.file = None;
         let number = self.rng.below(FILES);
-        match OpenOptions::new().read(true).write(true).open(path(number)) {
+        let path = at(&self.round.file(number)?.name);
+        match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => {
                 self.file = Some((number, file));
                 self.counts.add("Open");
@@ -257,8 +281,9 @@ impl<'a> Client<'a> {
     fn map(&mut self) -> Result<()> {
         self.probe = None;
         let number = self.rng.below(FILES);
+        let path = at(&self.round.file(number)?.name);
         let mut probe = Probe::start()?;
-        match probe.map(&path(number), SIZE, Kind::SharedWrite)? {
+        match probe.map(&path, SIZE, Kind::SharedWrite)? {
             Reply::Value(address) => {
                 self.probe = Some((number, probe, address));
                 self.counts.add("Map");
