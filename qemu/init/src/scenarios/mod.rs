@@ -23,6 +23,7 @@ mod hosts;
 mod kinds;
 mod lifetime;
 mod locks;
+mod losses;
 mod mended;
 mod messages;
 mod modules;
