@@ -10,7 +10,7 @@ use rustix::mount::UnmountFlags;
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, first_difference, one_extent, pattern, ready, Ready};
-use super::poison::{expect_bytes, expect_lost, report_error, EHWPOISON, PAGE};
+use super::poison::{expect_bytes, expect_lost, report_apart, EHWPOISON, PAGE};
 use super::teardown::{finish, mount};
 use crate::channel::Channel;
 use crate::dax::Driver;
@@ -164,7 +164,7 @@ pub fn errors_after_a_loss(guest: &Guest, channel: &mut Channel) -> Result<()> {
         let [(met, address), (other, other_address), (third, third_address), _] = &mut file.users;
         let hit = Reply::Sigbus(libc::BUS_MCEERR_AR, (*address + MET) as usize);
         ensure_eq!(met.poison(MET)?, hit, "the process that met the error");
-        report_error(ready.raw(0)?.pfn(16 * AU + FOUND))?;
+        report_apart(ready.raw(0)?.pfn(16 * AU + FOUND))?;
         expect_lost(other, *other_address, MET).context("the error that was met")?;
         let near = u64::from(pattern(FOUND + 9 * PAGE, 1)[0]);
         let stays = third.get(FOUND + 9 * PAGE)?;

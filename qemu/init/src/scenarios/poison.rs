@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
 
@@ -47,6 +48,8 @@ pub const DEVICE: u16 = 1;
 pub const RANGE: u16 = 2;
 /// What the server's ioctl asks to forget errors with.
 const FORGET: u32 = 4;
+/// Takes the number of a page, and has memory_failure() run for it.
+const CORRUPT_PFN: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
 /// Where the first file lies on device 0; its neighbours are right behind it.
 pub const FILE_AT: u64 = 64 << 20;
 /// The last one is on another daxdev, if there is one.
@@ -176,8 +179,18 @@ pub fn expect_lost(user: &mut Probe, address: u64, at: u64) -> Result<()> {
 
 /// Has the kernel told of a memory error in a page by nobody who uses it, as a patrol scrubber does.
 pub fn report_error(pfn: u64) -> Result<()> {
-    let file = "/sys/kernel/debug/hwpoison/corrupt-pfn";
-    std::fs::write(file, format!("{pfn:#x}")).with_context(|| format!("{pfn:#x} to {file}"))
+    let written = std::fs::write(CORRUPT_PFN, format!("{pfn:#x}"));
+    written.with_context(|| format!("{pfn:#x} to {CORRUPT_PFN}"))
+}
+
+/// The same by a process that has nothing mapped: who reports an error in a page that he has mapped himself is killed.
+pub fn report_apart(pfn: u64) -> Result<()> {
+    let command = format!("echo {pfn:#x} > {CORRUPT_PFN}");
+    let status = Command::new("busybox")
+        .args(["sh", "-c", &command])
+        .status()?;
+    ensure!(status.success(), "{command}: {status}");
+    Ok(())
 }
 
 /// What debugfs shows of the first device: its state, and the ranges that are lost.

@@ -13,8 +13,9 @@ use anyhow::{anyhow, bail, ensure, Context, Result};
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, first_difference, pattern};
-use super::poison::{read_errno, report_error, Setup, DEVICE, EHWPOISON, PAGE, PAGE_LSB, RANGE};
-use super::storms::report_apart;
+use super::poison::{
+    read_errno, report_apart, report_error, Setup, DEVICE, EHWPOISON, PAGE, PAGE_LSB, RANGE,
+};
 use crate::channel::Channel;
 use crate::fmap::AU;
 use crate::probe::{digest, Probe, Reply};

@@ -3,7 +3,6 @@
 //! away misses a mapping.
 
 use std::io;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
@@ -11,7 +10,7 @@ use rustix::thread::disable_transparent_huge_pages;
 
 use super::fast::{present, two_units, BOTH, PAGE, UNIT};
 use super::fixture::{ensure_eq, pattern, ready, Ready};
-use super::poison::{DEVICE, EHWPOISON, RANGE};
+use super::poison::{report_apart, DEVICE, EHWPOISON, RANGE};
 use super::Test;
 use crate::channel::Channel;
 use crate::dax::Driver;
@@ -261,16 +260,6 @@ fn fail_in_a_storm(guest: &Guest, ready: &Ready, policy: u16, round: u64) -> Res
     })?;
     drop((mappings, file));
     fs.umount().context("umount after the failure")
-}
-
-/// Tells of a memory error in a process that has nothing mapped: who tells is killed if he has.
-pub fn report_apart(pfn: u64) -> Result<()> {
-    let command = format!("echo {pfn:#x} > /sys/kernel/debug/hwpoison/corrupt-pfn");
-    let status = Command::new("busybox")
-        .args(["sh", "-c", &command])
-        .status()?;
-    anyhow::ensure!(status.success(), "{command}: {status}");
-    Ok(())
 }
 
 /// A page is going to fail.
