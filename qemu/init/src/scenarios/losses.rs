@@ -10,6 +10,7 @@ use rustix::mount::UnmountFlags;
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, first_difference, one_extent, pattern, ready, Ready};
+use super::pins::{first_page, Background, GONE};
 use super::poison::{expect_bytes, expect_lost, report_apart, EHWPOISON, PAGE};
 use super::teardown::{finish, mount};
 use crate::channel::Channel;
@@ -210,14 +211,39 @@ pub fn errors_after_a_loss(guest: &Guest, channel: &mut Channel) -> Result<()> {
 pub fn removal_after_a_loss(guest: &Guest, channel: &mut Channel) -> Result<()> {
     after_each_loss(guest, channel, c"", |_, file| {
         guest.devices[0].unbind()?;
-        let gone = Reply::Errno(libc::ENXIO);
-        for ((probe, address), page) in file.users.iter_mut().zip(0..) {
-            let at = page * AU / 2 + 7;
-            ensure_eq!(probe.pread(at, 64)?, gone, "pread at {at:#x}");
-            ensure_eq!(probe.pwrite(at, 64)?, gone, "pwrite at {at:#x}");
+        for ((probe, address), half) in file.users.iter_mut().zip(0..) {
+            let at = half * AU / 2 + 7;
+            ensure_eq!(probe.pread(at, 64)?, GONE, "pread at {at:#x}");
+            ensure_eq!(probe.pwrite(at, 64)?, GONE, "pwrite at {at:#x}");
             let fault = Reply::Sigbus(libc::BUS_ADRERR, (*address + at) as usize);
             ensure_eq!(probe.get(at)?, fault, "a fault at {at:#x}");
         }
         Ok(())
     })
+}
+
+/// The mount loses what it has while its device goes: the removal waits for a pin as ever.
+pub fn losses_during_a_removal(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    for (loss, lose) in LOSSES {
+        channel.step(loss);
+        let all = || -> Result<()> {
+            let mut fs = mount(&ready(guest)?, NEVER)?;
+            let mut pinner = Probe::start()?;
+            expect_value(pinner.map(&fs.path("file"), AU, Kind::SharedRead)?)?;
+            ensure_eq!(pinner.splice(0)?, Reply::Value(PAGE), "bytes spliced");
+            ensure_eq!(pinner.unmap()?, Reply::Value(0), "munmap");
+            let removal = Background::removal(&guest.devices[0])?;
+            removal.expect_waiting()?;
+            lose(&mut fs)?;
+            removal.expect_waiting()?;
+            ensure_eq!(pinner.pread(0, 64)?, GONE, "pread meanwhile");
+            ensure_eq!(pinner.drain()?, first_page(), "what was pinned");
+            removal.join().context("the removal after the pin")?;
+            ensure_eq!(pinner.pread(0, 64)?, GONE, "pread after the removal");
+            drop(pinner);
+            expect_next_mount(guest, fs, &pattern(0, one_extent().size as usize))
+        };
+        all().context(loss)?;
+    }
+    Ok(())
 }

@@ -36,6 +36,7 @@ pub const TESTS: &[(&str, Test)] = &[
     ("losses_under_load", losses::losses_under_load),
     ("errors_after_a_loss", losses::errors_after_a_loss),
     ("removal_after_a_loss", losses::removal_after_a_loss),
+    ("losses_during_a_removal", losses::losses_during_a_removal),
 ];
 
 /// The requests of a first open, in their order.
