@@ -127,9 +127,22 @@ impl Setup {
         Ok((probe, address))
     }
 
-    /// Number of the memory's page that has the byte `at` of the file.
+    /// Number of the memory's page that has the byte `at` of "file".
     pub fn pfn(&self, at: u64) -> Result<u64> {
-        Ok(self.ready.raw(0)?.pfn(FILE_AT + at))
+        self.pfn_in("file", at)
+    }
+
+    /// The same for any of the files.
+    pub fn pfn_in(&self, name: &str, at: u64) -> Result<u64> {
+        let (device, offset) = self.place(name, at)?;
+        Ok(self.ready.raw(device)?.pfn(offset))
+    }
+
+    /// Index of the device that has the byte `at` of a file, and where there.
+    fn place(&self, name: &str, at: u64) -> Result<(u32, u64)> {
+        let mut files = NAMES.into_iter().zip(&self.fmaps);
+        let (_, fmap) = files.find(|(known, _)| *known == name).context("no file")?;
+        fmap.locate(at).context("past the end of the file")
     }
 
     /// The file can be read and mapped, byte for byte, but for the page at `lost`.
@@ -394,9 +407,9 @@ fn two_errors_at_once(guest: &Guest, channel: &mut Channel) -> Result<()> {
         channel.step(&format!("two errors at once, failure_policy {policy}"));
         let mut setup = Setup::new(guest, policy)?;
         let barrier = Arc::new(Barrier::new(2));
-        let report = |name: &str, first: u64| -> Result<JoinHandle<Result<()>>> {
+        let report = |name: &str| -> Result<JoinHandle<Result<()>>> {
             let (file, barrier) = (setup.fs.open(name)?, Arc::clone(&barrier));
-            let pfn = setup.pfn(first)?;
+            let pfn = setup.pfn_in(name, 0)?;
             Ok(std::thread::spawn(move || {
                 for page in (0..ROUNDS).map(|round| 2 * round) {
                     barrier.wait();
@@ -410,16 +423,17 @@ fn two_errors_at_once(guest: &Guest, channel: &mut Channel) -> Result<()> {
                 Ok(())
             }))
         };
-        for thread in [report("file", 0)?, report("neighbour", setup.size())?] {
+        for thread in [report("file")?, report("neighbour")?] {
             let done = thread.join();
             done.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
         }
-        let lost = [0, setup.size()]
-            .into_iter()
-            .flat_map(|first| (0..ROUNDS).map(move |round| FILE_AT + first + 2 * round * PAGE));
-        let lost: Vec<String> = lost
-            .map(|at| format!("offset={at:#x} len=0x1000"))
-            .collect();
+        let mut lost = Vec::new();
+        for name in ["file", "neighbour"] {
+            for round in 0..ROUNDS {
+                let (_, at) = setup.place(name, 2 * round * PAGE)?;
+                lost.push(format!("offset={at:#x} len=0x1000"));
+            }
+        }
         ensure_eq!(shown(&setup.fs)?[1..], lost, "debugfs");
         ensure_eq!(setup.forget()?, Ok(()), "to forget the errors");
         setup.expect_the_rest(None)?;

@@ -148,7 +148,7 @@ const USERS: [(&str, User); 9] = [
         let at = LOST + PAGE;
         let failed = match load.policy {
             DEVICE => (Reply::Sigbus(libc::BUS_ADRERR, at as usize), Some(0)),
-            _ => byte(at),
+            _ => good_load(at),
         };
         load.processes(user, at, failed)
     }),
@@ -226,7 +226,7 @@ impl Load {
 
     fn processes(&self, user: usize, at: u64, failed: (Reply, Option<u8>)) -> Result<()> {
         let path = self.setup.fs.path("file");
-        self.repeat(user, [byte(at), failed], || {
+        self.repeat(user, [good_load(at), failed], || {
             let mut probe = Probe::start()?;
             let address = expect_value(probe.map(&path, 2 * AU, Kind::SharedRead)?)? as usize;
             let reply = match probe.get(at)? {
@@ -255,21 +255,28 @@ impl Load {
     }
 
     /// Memory fails and is made good, each time when everybody has used it as it is.
-    fn changes(&self, rounds: usize, threads: &[ScopedJoinHandle<Result<()>>]) -> Result<()> {
+    fn changes(
+        &self,
+        rounds: usize,
+        threads: &[ScopedJoinHandle<Result<()>>],
+        channel: &mut Channel,
+    ) -> Result<()> {
         let setup = &self.setup;
-        let later = setup.size() + 2 * AU;
-        for _ in 0..rounds {
+        for round in 0..rounds {
+            channel.step(&format!("good memory, round {round}"));
             self.wait_for_users(threads)?;
             self.now.fetch_add(1, SeqCst);
-            for at in [LOST, later + LOST_LATER] {
-                report_apart(setup.pfn(at)?)?;
+            for (name, at) in [("file", LOST), ("later", LOST_LATER)] {
+                report_apart(setup.pfn_in(name, at)?)?;
             }
             self.now.fetch_add(1, SeqCst);
+            channel.step(&format!("failed memory, round {round}"));
             self.wait_for_users(threads)?;
             self.now.fetch_add(1, SeqCst);
             ensure_eq!(setup.forget()?, Ok(()), "to forget the errors");
             self.now.fetch_add(1, SeqCst);
         }
+        channel.step("good memory in the end");
         self.wait_for_users(threads)
     }
 
@@ -319,14 +326,14 @@ fn fault(mapping: &Mapping, at: u64) -> Result<Answer> {
     Ok(done.map(|()| PAGE).map_err(errno))
 }
 
-/// What a load of a good byte comes to in a new process.
-fn byte(at: u64) -> (Reply, Option<u8>) {
+/// What a load of a good byte comes to in a new process: its value, and no si_addr_lsb.
+fn good_load(at: u64) -> (Reply, Option<u8>) {
     (Reply::Value(pattern(at, 1)[0].into()), None)
 }
 
 /// Memory fails, and is made good again, again and again, while it is read, written, mapped and opened: what begins
 /// after a change has the answers of the memory as it is then, and what is under way has those of before or after.
-fn under_load(guest: &Guest, policy: u16) -> Result<()> {
+fn under_load(guest: &Guest, channel: &mut Channel, policy: u16) -> Result<()> {
     let rounds = if guest.fast { 10 } else { 4 };
     let users = USERS.len() - usize::from(guest.devices.len() < 2);
     let mut load = Load {
@@ -342,7 +349,7 @@ fn under_load(guest: &Guest, policy: u16) -> Result<()> {
         let threads: Vec<_> = users
             .map(|(user, (_, run))| scope.spawn(move || run(load, user)))
             .collect();
-        let outcome = load.changes(rounds, &threads);
+        let outcome = load.changes(rounds, &threads, channel);
         load.ended.store(true, SeqCst);
         for (thread, (name, _)) in threads.into_iter().zip(USERS) {
             let done = thread.join().map_err(|_| anyhow!("a thread panicked"));
@@ -354,10 +361,10 @@ fn under_load(guest: &Guest, policy: u16) -> Result<()> {
 }
 
 /// Policy `device`: with the first error nothing of the device can be had but what is mapped already.
-pub fn the_device_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    under_load(guest, DEVICE)
+pub fn the_device_under_load(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    under_load(guest, channel, DEVICE)
 }
 
-pub fn a_range_under_load(guest: &Guest, _channel: &mut Channel) -> Result<()> {
-    under_load(guest, RANGE)
+pub fn a_range_under_load(guest: &Guest, channel: &mut Channel) -> Result<()> {
+    under_load(guest, channel, RANGE)
 }
