@@ -146,10 +146,15 @@ impl Background {
 
     /// Begins to unmount, and comes back when the mount is gone from the namespace; its files are evicted after that.
     pub fn umount(fs: &mut TestFs) -> Result<Self> {
-        let path = fs.path("");
+        let dir = fs.path("");
+        let path = dir.trim_end_matches('/');
         let umount = Self::start("dax_break_layout_final", fs.umount_elsewhere())?;
         let end = Instant::now() + Duration::from_secs(60);
-        while std::fs::read_to_string("/proc/mounts")?.contains(path.trim_end_matches('/')) {
+        while is_mounted(path)? {
+            if umount.thread.is_finished() {
+                umount.join().with_context(|| format!("umount {path}"))?;
+                bail!("umount {path} did not wait for the pin");
+            }
             ensure!(Instant::now() < end, "{path} stays mounted");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -184,6 +189,12 @@ impl Background {
             .join()
             .map_err(|_| anyhow!("a thread panicked"))?
     }
+}
+
+fn is_mounted(path: &str) -> Result<bool> {
+    let mounts = std::fs::read_to_string("/proc/mounts")?;
+    let mut places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    Ok(places.any(|place| place == path))
 }
 
 pub fn inode_of(fs: &TestFs, name: &str) -> Result<u64> {
