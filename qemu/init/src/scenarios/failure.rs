@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::faults::expect_value;
 use super::fixture::{ensure_eq, one_extent, ready};
-use super::poison::{read_errno, report_error};
+use super::poison::{read_errno, report_error, EHWPOISON, PAGE};
 use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
 use crate::channel::Channel;
@@ -27,9 +27,6 @@ pub const TESTS: &[(&str, Test)] = &[
     ("the_mount_option_counts", the_mount_option_counts),
     ("removal_takes_the_mappings", removal_takes_the_mappings),
 ];
-
-const EHWPOISON: i32 = libc::EHWPOISON;
-const PAGE: u64 = 4096;
 
 /// Three files: one is poisoned, one shares its device, one is on another device.
 fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> {
@@ -65,7 +62,7 @@ fn poison_fails_the_device(guest: &Guest, _channel: &mut Channel) -> Result<()> 
     let (mut stranger, _) = probe("elsewhere", AU)?;
     let mut late = Probe::start()?;
 
-    let at = 3 * 4096;
+    let at = 3 * PAGE;
     let hit = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + at) as usize);
     ensure_eq!(poisoner.poison(at)?, hit, "the process that met the error");
     // It did not ask for an early signal (PR_MCE_KILL), so it learns by touching the page.

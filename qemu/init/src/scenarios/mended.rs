@@ -10,7 +10,8 @@ use serde_json::{json, Value};
 
 use super::fixture::{ensure_eq, pattern};
 use super::poison::{
-    expect_lost, read_errno, report_error, shown, Setup, DEVICE, EHWPOISON, FILE_AT, PAGE, RANGE,
+    expect_lost, read_errno, report_error, shown, with_each_policy, Setup, EHWPOISON, FILE_AT,
+    PAGE, RANGE,
 };
 use super::tool::{at, source, umount, Mounted, MOUNTPOINT};
 use super::Test;
@@ -135,13 +136,7 @@ fn cleared_by_the_tool(guest: &Guest, _channel: &mut Channel) -> Result<()> {
 /// Poison that QEMU puts into the CXL device: it is in the device's list of media errors, memory_failure() at its
 /// address has the answers of any other memory, and what the device clears is used again.
 fn poison_in_the_device(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    for policy in [DEVICE, RANGE] {
-        channel.step(&format!("poison in the device, failure_policy {policy}"));
-        Setup::new(guest, policy)
-            .and_then(|setup| poison_and_clear(setup, channel, policy))
-            .with_context(|| format!("failure_policy {policy}"))?;
-    }
-    Ok(())
+    with_each_policy(guest, channel, poison_and_clear)
 }
 
 fn poison_and_clear(mut setup: Setup, channel: &mut Channel, policy: u16) -> Result<()> {

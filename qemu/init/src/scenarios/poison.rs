@@ -162,6 +162,21 @@ impl Setup {
     }
 }
 
+/// Runs `test` on a mount of policy `device`, and on one of policy `range`.
+pub fn with_each_policy(
+    guest: &Guest,
+    channel: &mut Channel,
+    test: fn(Setup, &mut Channel, u16) -> Result<()>,
+) -> Result<()> {
+    for policy in [DEVICE, RANGE] {
+        channel.step(&format!("failure_policy {policy}"));
+        Setup::new(guest, policy)
+            .and_then(|setup| test(setup, channel, policy))
+            .with_context(|| format!("failure_policy {policy}"))?;
+    }
+    Ok(())
+}
+
 /// Both ways to the bytes of a file from `at` on lead to its pattern.
 pub fn expect_bytes(file: &File, mapping: &Mapping, at: u64, len: usize) -> Result<()> {
     let want = pattern(at, len);
@@ -403,9 +418,7 @@ fn nobody_met_it(guest: &Guest, _channel: &mut Channel) -> Result<()> {
 /// one after the other; each counts when its report has returned, and nothing is lost but what was reported.
 fn two_errors_at_once(guest: &Guest, channel: &mut Channel) -> Result<()> {
     const ROUNDS: u64 = 20;
-    for policy in [DEVICE, RANGE] {
-        channel.step(&format!("two errors at once, failure_policy {policy}"));
-        let mut setup = Setup::new(guest, policy)?;
+    with_each_policy(guest, channel, |mut setup, _, policy| {
         let barrier = Arc::new(Barrier::new(2));
         let report = |name: &str| -> Result<JoinHandle<Result<()>>> {
             let (file, barrier) = (setup.fs.open(name)?, Arc::clone(&barrier));
@@ -437,9 +450,8 @@ fn two_errors_at_once(guest: &Guest, channel: &mut Channel) -> Result<()> {
         ensure_eq!(shown(&setup.fs)?[1..], lost, "debugfs");
         ensure_eq!(setup.forget()?, Ok(()), "to forget the errors");
         setup.expect_the_rest(None)?;
-        setup.fs.umount().context("umount after the errors")?;
-    }
-    Ok(())
+        setup.fs.umount().context("umount after the errors")
+    })
 }
 
 /// 0 if eight bytes can be read there.

@@ -12,7 +12,8 @@ use rustix::mount::UnmountFlags;
 use super::fixture::{ensure_eq, pattern};
 use super::pins::Background;
 use super::poison::{
-    expect_lost, read_errno, report_error, shown, Setup, DEVICE, EHWPOISON, FILE_AT, PAGE, RANGE,
+    expect_lost, read_errno, report_error, shown, with_each_policy, Setup, EHWPOISON, FILE_AT,
+    PAGE, RANGE,
 };
 use super::Test;
 use crate::channel::Channel;
@@ -34,20 +35,6 @@ pub const TESTS: &[(&str, Test)] = &[
 const AT: u64 = AU + 5 * PAGE;
 /// What a pipe gets: the page that fails, with one before it and one behind.
 const PINNED: u64 = 3 * PAGE;
-
-fn with_each_policy(
-    guest: &Guest,
-    channel: &mut Channel,
-    test: fn(Setup, u16) -> Result<()>,
-) -> Result<()> {
-    for policy in [DEVICE, RANGE] {
-        channel.step(&format!("pinned pages, failure_policy {policy}"));
-        Setup::new(guest, policy)
-            .and_then(|setup| test(setup, policy))
-            .with_context(|| format!("failure_policy {policy}"))?;
-    }
-    Ok(())
-}
 
 /// Puts the pages around `AT` into a new pipe; gives the number of bytes, or an errno, and the pipe. Nothing stays
 /// mapped: who maps a page and reports an error in it is taken for the one who met it.
@@ -83,7 +70,7 @@ fn expect_delivery(pipe: OwnedFd) -> Result<()> {
 /// What is in a pipe stays there. No more of the lost page gets into one, nor of what else the policy takes away.
 /// Eviction waits for a pin as ever, and the next mount has the file.
 fn pipes_keep_their_pages(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    with_each_policy(guest, channel, |mut setup, policy| {
+    with_each_policy(guest, channel, |mut setup, _, policy| {
         let (first, second) = (pinned(&setup)?, pinned(&setup)?);
         let (mut user, address) = setup.user("file", Kind::SharedWrite)?;
         let (mut reader, _) = setup.user("file", Kind::SharedRead)?;
@@ -117,7 +104,7 @@ fn pipes_keep_their_pages(guest: &Guest, channel: &mut Channel) -> Result<()> {
 /// A read with O_DIRECT whose answer comes when one of its two pages is lost: it is done, and what it has read is in
 /// both. The next one is not begun.
 fn direct_io_reaches_its_pages(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    with_each_policy(guest, channel, |mut setup, policy| {
+    with_each_policy(guest, channel, |mut setup, _, policy| {
         let plain = Serve {
             plain: true,
             ..Serve::new(&[], vec![ServedFile::new("source", &setup.fmaps[1])])
@@ -166,7 +153,7 @@ fn direct_io_reaches_its_pages(guest: &Guest, channel: &mut Channel) -> Result<(
 
 /// Errors are forgotten while their page is in a pipe: the page is used as before, by all, and can fail again.
 fn made_good_while_pinned(guest: &Guest, channel: &mut Channel) -> Result<()> {
-    with_each_policy(guest, channel, |mut setup, _| {
+    with_each_policy(guest, channel, |mut setup, _, _| {
         let pipe = pinned(&setup)?;
         let (mut user, address) = setup.user("file", Kind::SharedWrite)?;
         let (mut patient, patient_address) = setup.user("file", Kind::SharedWrite)?;
