@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{bail, ensure, Context, Result};
 
+use super::tool::umount;
 use super::Test;
 use crate::channel::Channel;
 use crate::dax;
@@ -22,6 +23,7 @@ macro_rules! recipes {
         &[
             ("gets_ready", |_, channel| get_ready(channel, $host)),
             $(($test, |_, channel| follow(channel, $host, $heading)),)*
+            ("leaves_nothing", |_, _| leave($host)),
         ]
     };
 }
@@ -156,6 +158,14 @@ fn get_ready(channel: &mut Channel, host: &str) -> Result<()> {
     Ok(())
 }
 
+/// The master that is gone by the page has not unmounted anything.
+fn leave(host: &str) -> Result<()> {
+    if host == "A" {
+        umount()?;
+    }
+    module::rmmod("famfs").context("rmmod famfs")
+}
+
 fn prepare() -> Result<()> {
     module::ensure_famfs()?;
     // It complains about those that are there.
@@ -245,7 +255,8 @@ mod tests {
         for heading in headings.clone() {
             steps(PAGE, heading).unwrap();
         }
-        assert_eq!(headings.count() + 1, HOST_A.len());
+        // And what comes before and after.
+        assert_eq!(headings.count() + 2, HOST_A.len());
     }
 
     #[test]
