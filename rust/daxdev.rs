@@ -138,7 +138,7 @@ pub(crate) struct DaxState {
     /// [`INTACT`], [`FAILED`] or [`REMOVED`]; it only grows, but by [`Daxdev::forget`]. Set before
     /// the files are told.
     health: Atomic<u32>,
-    /// Held also to change the health from or to [`FAILED`].
+    /// Held also to change the health between [`INTACT`] and [`FAILED`].
     #[pin]
     poison: Mutex<Poison>,
     rmap: Arc<Rmap<Famfs>>,
@@ -199,16 +199,17 @@ impl DaxState {
     /// by a fault on another page, which gets `EIO`. `ENXIO`: the device is gone.
     #[cold]
     pub(crate) fn check(&self, offset: u64, len: u64, access: Access) -> Result<u64> {
+        if self.is_intact() {
+            return Ok(len);
+        }
+        let end = offset.saturating_add(len);
+        let poison = self.poison.lock();
+        // Of the same moment as the notes: with these forgotten, a page that was lost would pass
+        // for one beside it.
         match self.health.load(Relaxed) {
             INTACT => return Ok(len),
             FAILED => (),
             _ => return Err(ENXIO),
-        }
-        let end = offset.saturating_add(len);
-        let poison = self.poison.lock();
-        // Forgotten meanwhile: a page that was lost would pass for one beside it.
-        if self.is_intact() {
-            return Ok(len);
         }
         let hit = poison.first_in(offset..end);
         drop(poison);
