@@ -74,7 +74,9 @@ fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
         .zip(STRIPS)
         .map(|(number, strips)| place(number, strips))
         .collect::<Result<_>>()?;
+    let last = server()?;
     umount()?;
+    wait_for_state(last, "ZX").context("the server before the first round")?;
     let mut written = vec![Written::new(); CLIENTS as usize];
     let (started, counts, mut seed) = (Instant::now(), Counts::default(), guest.seed);
     let mut policy = None;
@@ -125,8 +127,7 @@ fn random_order(guest: &Guest, channel: &mut Channel) -> Result<()> {
     expect_work(&counts)
 }
 
-/// A file with its strips on these daxdevs, so that a seed's events meet the same memory each time: famfs chooses at
-/// random.
+/// A file with its strips on these daxdevs, so that a seed's events meet the same each time: famfs chooses at random.
 fn place(number: u64, strips: &[usize]) -> Result<Placed> {
     let from = source("soak", SIZE)?;
     let nstrips = strips.len().to_string();
@@ -256,9 +257,11 @@ impl Controller<'_> {
                 return Ok(false);
             }
             Event::PauseServer => {
-                signal_server(self.server, Signal::STOP, "T")?;
+                let stopped = signal_server(self.server, Signal::STOP, "T");
                 std::thread::sleep(Duration::from_millis(200));
+                // However that ended, clients may wait for it.
                 signal_server(self.server, Signal::CONT, "RSDZX")?;
+                stopped?;
             }
             Event::KillServer => {
                 self.round.unserved.store(true, Ordering::SeqCst);
@@ -279,6 +282,7 @@ impl Controller<'_> {
                 self.round.unbound().insert(index);
                 let device = self.guest.devices.get(index).context("two daxdevs")?;
                 device.bind(Driver::Devdax)?;
+                self.round.has_unbound(index);
             }
         }
         Ok(true)
@@ -296,7 +300,7 @@ impl Controller<'_> {
             Ok(opened) => Ok(Some(opened)),
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(-1);
-                self.round.excuse_open(file, errno).map(|()| None)
+                self.round.excuse_open(file, false, errno).map(|()| None)
             }
         }
     }
@@ -310,7 +314,7 @@ impl Controller<'_> {
         let address = match probe.map(&self.path(file)?, SIZE, Kind::SharedWrite)? {
             Reply::Value(address) => address,
             Reply::Errno(errno) => {
-                self.round.excuse_open(file, errno)?;
+                self.round.excuse_open(file, false, errno)?;
                 return Ok(false);
             }
             other => bail!("map: {other:?}"),
@@ -323,6 +327,7 @@ impl Controller<'_> {
         self.round.poisoned().insert((file, pos / 4096));
         let met = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + pos) as usize);
         ensure_eq!(probe.poison(pos)?, met, "the process that met the error");
+        self.round.has_poisoned(file, pos);
         self.kept.push((file, kept, pos, libc::EHWPOISON));
         Ok(true)
     }

@@ -45,7 +45,15 @@ pub struct Round<'a> {
     poisoned: Mutex<BTreeSet<(u64, u64)>>,
     /// Daxdevs without a driver.
     unbound: Mutex<BTreeSet<usize>>,
+    /// The same two from a moment after it is true.
+    damage: Mutex<Damage>,
     pub over: AtomicBool,
+}
+
+#[derive(Default)]
+struct Damage {
+    poisoned: BTreeSet<(u64, u64)>,
+    unbound: BTreeSet<usize>,
 }
 
 impl<'a> Round<'a> {
@@ -57,6 +65,7 @@ impl<'a> Round<'a> {
             detached: AtomicBool::new(false),
             poisoned: Mutex::default(),
             unbound: Mutex::default(),
+            damage: Mutex::default(),
             over: AtomicBool::new(false),
         }
     }
@@ -106,10 +115,42 @@ impl<'a> Round<'a> {
         Ok(false)
     }
 
-    /// What an open may fail with by now.
-    pub fn excuse_open(&self, file: u64, errno: i32) -> Result<()> {
+    fn damage(&self) -> MutexGuard<'_, Damage> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on nobody can have the page.
+    pub fn has_poisoned(&self, file: u64, pos: u64) {
+        self.damage().poisoned.insert((file, pos / PAGE));
+    }
+
+    /// From now on nobody can have anything of the daxdev.
+    pub fn has_unbound(&self, daxdev: usize) {
+        self.damage().unbound.insert(daxdev);
+    }
+
+    /// Whether a load or a store at `pos` of the file that begins now must fail.
+    fn must_fault(&self, file: u64, pos: u64) -> Result<bool> {
+        let (daxdev, damage) = (self.daxdev(file, pos)?, self.damage());
+        let poisoned = damage.poisoned.contains(&(file, pos / PAGE));
+        Ok(poisoned || damage.unbound.contains(&daxdev))
+    }
+
+    /// Whether a read or a write at `pos` of the file that begins now must fail.
+    fn must_fail(&self, file: u64, pos: u64) -> Result<bool> {
+        let mut must = self.must_fault(file, pos)?;
+        if !self.range {
+            for (other, page) in &self.damage().poisoned {
+                must |= self.daxdev(*other, page * PAGE)? == self.daxdev(file, pos)?;
+            }
+        }
+        Ok(must)
+    }
+
+    /// What an open may fail with by now; `by_tree` if not by way of the controller's directory.
+    pub fn excuse_open(&self, file: u64, by_tree: bool, errno: i32) -> Result<()> {
         let excused = match errno {
-            libc::ENOENT => self.is_detached(),
+            libc::ENOENT => by_tree && self.is_detached(),
             libc::ENOTCONN | libc::ECONNABORTED => self.is_unserved(),
             // While its driver goes, when it has none, and when it has another.
             libc::ENODEV | libc::ENXIO | libc::EOPNOTSUPP => {
@@ -275,7 +316,7 @@ impl<'a> Client<'a> {
 
     fn failed_open(&self, file: u64, errno: i32) -> Result<()> {
         self.counts.add("FailedOpen");
-        self.round.excuse_open(file, errno)
+        self.round.excuse_open(file, true, errno)
     }
 
     fn map(&mut self) -> Result<()> {
@@ -307,12 +348,16 @@ impl<'a> Client<'a> {
             return Ok(());
         };
         let want = expected(self.written, *number, pos, 1);
+        let lost = self.round.must_fault(*number, pos)?;
         match probe.get(pos)? {
-            Reply::Value(got) => ensure_eq!(
-                [got as u8],
-                want[..],
-                "the byte at {pos:#x} of file {number}, by load"
-            ),
+            Reply::Value(got) => {
+                ensure!(!lost, "{pos:#x} of file {number} was loaded, and is lost");
+                ensure_eq!(
+                    [got as u8],
+                    want[..],
+                    "the byte at {pos:#x} of file {number}, by load"
+                );
+            }
             other => return self.signalled(pos, other),
         }
         self.counts.add("Load");
@@ -324,8 +369,12 @@ impl<'a> Client<'a> {
         let Some((number, probe, _)) = &mut self.probe else {
             return Ok(());
         };
+        let lost = self.round.must_fault(*number, pos)?;
         match probe.set(pos, value)? {
-            Reply::Value(_) => self.written.insert((*number, pos), value),
+            Reply::Value(_) => {
+                ensure!(!lost, "{pos:#x} of file {number} was stored, and is lost");
+                self.written.insert((*number, pos), value)
+            }
             other => return self.signalled(pos, other),
         };
         self.counts.add("Store");
@@ -346,8 +395,10 @@ impl<'a> Client<'a> {
             return Ok(());
         };
         let mut got = vec![0; len as usize];
+        let lost = self.round.must_fail(*number, pos)?;
         match file.read_at(&mut got, pos) {
             Ok(count) => {
+                ensure!(!lost, "{pos:#x} of file {number} was read, and is lost");
                 if count < got.len() {
                     self.round.excuse_short(*number, pos + count as u64)?;
                 }
@@ -374,8 +425,10 @@ impl<'a> Client<'a> {
         let Some((number, file)) = &self.file else {
             return Ok(());
         };
+        let lost = self.round.must_fail(*number, pos)?;
         match file.write_at(&bytes, pos) {
             Ok(count) => {
+                ensure!(!lost, "{pos:#x} of file {number} was written, and is lost");
                 if count < bytes.len() {
                     self.round.excuse_short(*number, pos + count as u64)?;
                 }
