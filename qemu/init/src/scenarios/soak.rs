@@ -224,7 +224,8 @@ fn one_round(
 
 /// Gives poisoned pages and unbound devices back to the next round, which may have another policy.
 fn put_right(guest: &Guest, round: &Round) -> Result<()> {
-    if !round.poisoned().is_empty() || !round.unbound().is_empty() {
+    let damage = round.coming();
+    if !damage.poisoned.is_empty() || !damage.unbound.is_empty() {
         for device in &guest.devices {
             device.bind(Driver::Devdax)?;
             device.bind(Driver::Fsdev)?;
@@ -279,10 +280,10 @@ impl Controller<'_> {
             Event::Poison { file, page } => return self.poison(file, page * 4096),
             Event::Unbind(index) => {
                 self.keep_files_of(index)?;
-                self.round.unbound().insert(index);
+                self.round.coming().unbound.insert(index);
                 let device = self.guest.devices.get(index).context("two daxdevs")?;
                 device.bind(Driver::Devdax)?;
-                self.round.has_unbound(index);
+                self.round.done().unbound.insert(index);
             }
         }
         Ok(true)
@@ -324,10 +325,10 @@ impl Controller<'_> {
             self.round.excuse_signal(file, pos, address, &reply)?;
             return Ok(false);
         }
-        self.round.poisoned().insert((file, pos / 4096));
+        self.round.coming().poisoned.insert((file, pos / 4096));
         let met = Reply::Sigbus(libc::BUS_MCEERR_AR, (address + pos) as usize);
         ensure_eq!(probe.poison(pos)?, met, "the process that met the error");
-        self.round.has_poisoned(file, pos);
+        self.round.done().poisoned.insert((file, pos / 4096));
         self.kept.push((file, kept, pos, libc::EHWPOISON));
         Ok(true)
     }
@@ -348,9 +349,10 @@ impl Controller<'_> {
 
     /// What was damaged is so until the end.
     fn expect_damage(&mut self, counts: &Counts) -> Result<()> {
+        let done = self.round.done();
         for (file, opened, pos, errno) in self.kept.drain(..) {
             // A removal goes before an error that was there.
-            if errno == libc::EHWPOISON && self.round.is_gone(file, pos)? {
+            if errno == libc::EHWPOISON && self.round.is_gone(&done, file, pos)? {
                 continue;
             }
             let got = read_errno(&opened, pos);

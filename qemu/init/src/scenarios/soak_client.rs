@@ -32,28 +32,27 @@ pub struct Placed {
     pub strips: Vec<usize>,
 }
 
-/// What the clients must put up with in this round, from a moment before it is true.
+/// Files and their pages that are poisoned, daxdevs without a driver.
+#[derive(Default)]
+pub struct Damage {
+    pub poisoned: BTreeSet<(u64, u64)>,
+    pub unbound: BTreeSet<usize>,
+}
+
+/// What the clients must put up with in this round.
 pub struct Round<'a> {
     /// The policy of memory errors.
     pub range: bool,
     pub files: &'a [Placed],
-    /// The server or the connection has ended.
+    /// The server or the connection has ended, or is about to.
     pub unserved: AtomicBool,
-    /// The mount is not in the tree any more.
+    /// The mount is not in the tree any more, or is about to go.
     pub detached: AtomicBool,
-    /// File and page.
-    poisoned: Mutex<BTreeSet<(u64, u64)>>,
-    /// Daxdevs without a driver.
-    unbound: Mutex<BTreeSet<usize>>,
-    /// The same two from a moment after it is true.
-    damage: Mutex<Damage>,
+    /// What may be so, noted a moment before.
+    coming: Mutex<Damage>,
+    /// What is so, noted a moment after.
+    done: Mutex<Damage>,
     pub over: AtomicBool,
-}
-
-#[derive(Default)]
-struct Damage {
-    poisoned: BTreeSet<(u64, u64)>,
-    unbound: BTreeSet<usize>,
 }
 
 impl<'a> Round<'a> {
@@ -63,9 +62,8 @@ impl<'a> Round<'a> {
             files,
             unserved: AtomicBool::new(false),
             detached: AtomicBool::new(false),
-            poisoned: Mutex::default(),
-            unbound: Mutex::default(),
-            damage: Mutex::default(),
+            coming: Mutex::default(),
+            done: Mutex::default(),
             over: AtomicBool::new(false),
         }
     }
@@ -78,12 +76,12 @@ impl<'a> Round<'a> {
         self.detached.load(Ordering::SeqCst)
     }
 
-    pub fn poisoned(&self) -> MutexGuard<'_, BTreeSet<(u64, u64)>> {
-        self.poisoned.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn coming(&self) -> MutexGuard<'_, Damage> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn unbound(&self) -> MutexGuard<'_, BTreeSet<usize>> {
-        self.unbound.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn done(&self) -> MutexGuard<'_, Damage> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn file(&self, number: u64) -> Result<&Placed> {
@@ -97,17 +95,17 @@ impl<'a> Round<'a> {
     }
 
     /// Whether the file's memory at `pos` is on a daxdev that has gone.
-    pub fn is_gone(&self, file: u64, pos: u64) -> Result<bool> {
-        Ok(self.unbound().contains(&self.daxdev(file, pos)?))
+    pub fn is_gone(&self, damage: &Damage, file: u64, pos: u64) -> Result<bool> {
+        Ok(damage.unbound.contains(&self.daxdev(file, pos)?))
     }
 
-    /// Whether reads and writes of the file at `pos` may meet a memory error.
-    fn is_lost(&self, file: u64, pos: u64) -> Result<bool> {
+    /// Whether reads and writes of the file at `pos` meet a memory error.
+    fn is_lost(&self, damage: &Damage, file: u64, pos: u64) -> Result<bool> {
         if self.range {
-            return Ok(self.poisoned().contains(&(file, pos / PAGE)));
+            return Ok(damage.poisoned.contains(&(file, pos / PAGE)));
         }
         let daxdev = self.daxdev(file, pos)?;
-        for (other, page) in self.poisoned().iter() {
+        for (other, page) in &damage.poisoned {
             if self.daxdev(*other, page * PAGE)? == daxdev {
                 return Ok(true);
             }
@@ -115,36 +113,16 @@ impl<'a> Round<'a> {
         Ok(false)
     }
 
-    fn damage(&self) -> MutexGuard<'_, Damage> {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// From now on nobody can have the page.
-    pub fn has_poisoned(&self, file: u64, pos: u64) {
-        self.damage().poisoned.insert((file, pos / PAGE));
-    }
-
-    /// From now on nobody can have anything of the daxdev.
-    pub fn has_unbound(&self, daxdev: usize) {
-        self.damage().unbound.insert(daxdev);
-    }
-
     /// Whether a load or a store at `pos` of the file that begins now must fail.
     fn must_fault(&self, file: u64, pos: u64) -> Result<bool> {
-        let (daxdev, damage) = (self.daxdev(file, pos)?, self.damage());
-        let poisoned = damage.poisoned.contains(&(file, pos / PAGE));
-        Ok(poisoned || damage.unbound.contains(&daxdev))
+        let done = self.done();
+        Ok(done.poisoned.contains(&(file, pos / PAGE)) || self.is_gone(&done, file, pos)?)
     }
 
     /// Whether a read or a write at `pos` of the file that begins now must fail.
     fn must_fail(&self, file: u64, pos: u64) -> Result<bool> {
-        let mut must = self.must_fault(file, pos)?;
-        if !self.range {
-            for (other, page) in &self.damage().poisoned {
-                must |= self.daxdev(*other, page * PAGE)? == self.daxdev(file, pos)?;
-            }
-        }
-        Ok(must)
+        let done = self.done();
+        Ok(self.is_lost(&done, file, pos)? || self.is_gone(&done, file, pos)?)
     }
 
     /// What an open may fail with by now; `by_tree` if not by way of the controller's directory.
@@ -154,9 +132,9 @@ impl<'a> Round<'a> {
             libc::ENOTCONN | libc::ECONNABORTED => self.is_unserved(),
             // While its driver goes, when it has none, and when it has another.
             libc::ENODEV | libc::ENXIO | libc::EOPNOTSUPP => {
-                let unbound = self.unbound();
+                let coming = self.coming();
                 let mut strips = self.file(file)?.strips.iter();
-                strips.any(|daxdev| unbound.contains(daxdev))
+                strips.any(|daxdev| coming.unbound.contains(daxdev))
             }
             _ => false,
         };
@@ -166,9 +144,10 @@ impl<'a> Round<'a> {
 
     /// What a read or a write at `pos` may fail with by now.
     fn excuse_access(&self, file: u64, pos: u64, errno: i32) -> Result<()> {
+        let coming = self.coming();
         let excused = match errno {
-            libc::EHWPOISON => self.is_lost(file, pos)?,
-            libc::ENXIO => self.is_gone(file, pos)?,
+            libc::EHWPOISON => self.is_lost(&coming, file, pos)?,
+            libc::ENXIO => self.is_gone(&coming, file, pos)?,
             _ => false,
         };
         ensure!(excused, "errno {errno} at {pos:#x} of file {file}");
@@ -177,19 +156,22 @@ impl<'a> Round<'a> {
 
     /// Whether a read or a write may end before `end`.
     fn excuse_short(&self, file: u64, end: u64) -> Result<()> {
-        let excused = self.is_gone(file, end)?
-            || self.is_lost(file, end)? && (!self.range || end % PAGE == 0);
+        let coming = self.coming();
+        let excused = self.is_gone(&coming, file, end)?
+            || self.is_lost(&coming, file, end)? && (!self.range || end % PAGE == 0);
         ensure!(excused, "an access to file {file} ended at {end:#x}");
         Ok(())
     }
 
     /// What a load or a store at `pos` of a mapping at `address` may end with by now.
     pub fn excuse_signal(&self, file: u64, pos: u64, address: u64, reply: &Reply) -> Result<()> {
+        let coming = self.coming();
         let excused = match *reply {
             Reply::Sigbus(_, at) if at as u64 != address + pos => false,
-            Reply::Sigbus(libc::BUS_MCEERR_AR, _) => self.poisoned().contains(&(file, pos / PAGE)),
+            Reply::Sigbus(libc::BUS_MCEERR_AR, _) => coming.poisoned.contains(&(file, pos / PAGE)),
             Reply::Sigbus(libc::BUS_ADRERR, _) => {
-                self.is_gone(file, pos)? || !self.range && self.is_lost(file, pos)?
+                self.is_gone(&coming, file, pos)?
+                    || !self.range && self.is_lost(&coming, file, pos)?
             }
             _ => false,
         };
